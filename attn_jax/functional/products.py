@@ -1,0 +1,94 @@
+"""Matrix products at a chosen precision: the one place that decides which type multiplies and which accumulates.
+
+Everything on this floor that multiplies takes an ``einsum(equation, a, b)`` argument. It is one of
+
+- ``jax.numpy.einsum``: float32 (or float64) throughout,
+- `bf16_einsum`: products with a weight matrix read bfloat16 operands and accumulate in float32, forward and backward.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Einsum = Callable[[str, Array, Array], Array]
+
+
+def explicit_equation(equation: str, a_ndim: int) -> tuple[str, str, str]:
+    """Splits a two-operand einsum into its three index strings, writing out an ellipsis of the first operand.
+
+    Args:
+      equation: for example ``"...i,io->...o"``; an ellipsis may stand in the first operand and the output only.
+      a_ndim: number of axes of the first operand.
+
+    Returns:
+      The indices of both operands and of the output.
+
+    Example:
+      >>> explicit_equation("...i,io->...o", 3)
+      ('abi', 'io', 'abo')
+    """
+    operands, out = equation.replace(" ", "").split("->")
+    a, b = operands.split(",")
+    if "..." in a:
+        free = [letter for letter in string.ascii_letters if letter not in equation]
+        batch = "".join(free[: a_ndim - len(a.replace("...", ""))])
+        a, out = a.replace("...", batch), out.replace("...", batch)
+    return a, b, out
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _bf16_product(equation: str, a: Array, b: Array) -> Array:
+    narrow = jnp.bfloat16
+    return jnp.einsum(equation, a.astype(narrow), b.astype(narrow), preferred_element_type=jnp.float32)
+
+
+def _bf16_forward(equation: str, a: Array, b: Array):
+    # The operands are kept as bfloat16 (half the memory), and each gradient needs to know what type it must return.
+    narrow_a, narrow_b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+    out = jnp.einsum(equation, narrow_a, narrow_b, preferred_element_type=jnp.float32)
+    return out, (narrow_a, narrow_b, jnp.empty(0, a.dtype), jnp.empty(0, b.dtype))
+
+
+def _bf16_backward(equation: str, residuals, d_out: Array):
+    narrow_a, narrow_b, like_a, like_b = residuals
+    a, b, out = explicit_equation(equation, narrow_a.ndim)
+    d_out = d_out.astype(jnp.bfloat16)
+    d_a = jnp.einsum(f"{out},{b}->{a}", d_out, narrow_b, preferred_element_type=jnp.float32)
+    d_b = jnp.einsum(f"{a},{out}->{b}", narrow_a, d_out, preferred_element_type=jnp.float32)
+    return d_a.astype(like_a.dtype), d_b.astype(like_b.dtype)
+
+
+_bf16_product.defvjp(_bf16_forward, _bf16_backward)
+
+
+def bf16_einsum(equation: str, a: Array, b: Array) -> Array:
+    """``einsum(equation, a, b)`` in bfloat16 with float32 accumulation where ``b`` is a weight matrix.
+
+    Both gradients are computed the same way. Batched products (``b`` has more than two axes: attention keys and values)
+    stay in the type they come in: they are bound by memory, and narrow batched products are slower on CPU.
+
+    Args:
+      equation: a two-operand einsum in which every index stands in two of the three terms.
+      a: an activation.
+      b: a weight matrix ``[inputs, outputs]``, or a batched memory.
+
+    Returns:
+      The product, float32.
+
+    Example:
+      >>> bf16_einsum("bi,io->bo", jnp.ones((1, 2)), jnp.array([[1.0], [1.00390625]]))
+      Array([[2.]], dtype=float32)
+    """
+    if b.ndim > 2:
+        return jnp.einsum(equation, a, b)
+    return _bf16_product(equation, a, b)
+
+
+PRECISIONS: dict[str, Einsum] = {"float32": jnp.einsum, "bfloat16": bf16_einsum}
+"""The product of each precision's name."""
