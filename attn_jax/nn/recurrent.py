@@ -1,0 +1,231 @@
+"""Recurrent layers: one direction, both directions, and stacks of them with dropout and residuals.
+
+Every layer is ``outputs, carry = layer(inputs, mask, carry=None)`` with ``inputs [batch, time, features]``. Masked steps copy the
+carry and output zeros, in either direction, so padding changes neither a result nor a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attn_jax.functional.products import PRECISIONS
+from attn_jax.functional.recurrence import CELLS, Einsum, hidden_of, keep_if_masked, recurrent_scan
+
+Array = jax.Array
+
+
+def gate_orthogonal(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+    """An orthogonal matrix for each gate, side by side: ``[hidden, gates * hidden]``."""
+    hidden, width = shape
+    keys = jax.random.split(rng, width // hidden)
+    return jnp.concatenate([nn.initializers.orthogonal()(key, (hidden, hidden), dtype) for key in keys], axis=1)
+
+
+def cell_bias(cell: str, hidden: int):
+    """Zeros, but ones for the forget gate of an LSTM (Jozefowicz et al., 2015), as an initialiser."""
+
+    def init(rng: Array, shape: tuple[int], dtype: Any = jnp.float32) -> Array:
+        del rng
+        bias = jnp.zeros(shape, dtype)
+        return bias.at[hidden : 2 * hidden].set(1.0) if cell == "lstm" else bias
+
+    return init
+
+
+def zero_carry(cell: str, leading: tuple[int, ...], hidden: int, dtype: Any = jnp.float32) -> Any:
+    """The state before the first step: zeros ``[*leading, hidden]``, twice for an LSTM."""
+    zeros = jnp.zeros((*leading, hidden), dtype)
+    return (zeros, zeros) if CELLS[cell].paired else zeros
+
+
+def dropout_mask(rng: Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Inverted dropout as a factor: 0 with probability ``rate``, else ``1 / (1 - rate)``."""
+    return jax.random.bernoulli(rng, 1 - rate, shape).astype(dtype) / (1 - rate)
+
+
+class RecurrentLayer(nn.Module):
+    """One recurrent layer in one direction.
+
+    Attributes:
+      features: hidden units.
+      cell: ``rnn``, ``gru`` or ``lstm`` (the equations are in `attn_jax.functional.recurrence`).
+      reverse: reads from the last step to the first; outputs stay in the order of the inputs.
+      recurrent_dropout: share of hidden units dropped on their way into the next step, the same ones at every step of a
+        sequence (Gal and Ghahramani, 2016, arXiv:1512.05287).
+      precision: ``float32``, or ``bfloat16`` for the operands of the products.
+    """
+
+    features: int
+    cell: str = "lstm"
+    reverse: bool = False
+    recurrent_dropout: float = 0.0
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
+    ) -> tuple[Array, Any]:
+        """Runs the layer.
+
+        Args:
+          inputs: ``[batch, time, features_in]``.
+          mask: ``[batch, time]`` bool, True = a real step; None: all are.
+          carry: the state to start from, ``[batch, features]`` (an LSTM: ``(cell, hidden)``); None: zeros.
+          deterministic: turns dropout off; otherwise the ``dropout`` stream is used.
+
+        Returns:
+          ``outputs [batch, time, features]`` and the last carry.
+        """
+        chex.assert_rank(inputs, 3)
+        batch, time, features_in = inputs.shape
+        if mask is not None:
+            chex.assert_shape(mask, (batch, time))
+        einsum, cell, width = PRECISIONS[self.precision], CELLS[self.cell], CELLS[self.cell].gates * self.features
+        kernel = self.param("input", nn.initializers.glorot_uniform(), (features_in, width))
+        bias = self.param("bias", cell_bias(self.cell, self.features), (width,))
+        weights = {"recurrent": self.param("recurrent", gate_orthogonal, (self.features, width))}
+        if self.cell == "gru":
+            weights["candidate_bias"] = self.param("candidate_bias", nn.initializers.zeros, (self.features,))
+        if carry is None:
+            carry = zero_carry(self.cell, (batch,), self.features, inputs.dtype)
+        chex.assert_tree_shape_prefix(carry, (batch, self.features))
+        if self.recurrent_dropout and not deterministic:
+            shape = (batch, self.features)
+            weights["kept"] = dropout_mask(self.make_rng("dropout"), self.recurrent_dropout, shape, inputs.dtype)
+
+        def step(einsum: Einsum, weights: Any, carry: Any, x: Any) -> tuple[Any, Array]:
+            projected, real = x
+            fed = carry
+            if "kept" in weights:
+                fed = (carry[0], carry[1] * weights["kept"]) if cell.paired else carry * weights["kept"]
+            new, output = cell.step(einsum, weights, fed, projected)
+            if real is None:
+                return new, output
+            return keep_if_masked(real, new, carry), jnp.where(real[:, None], output, 0)
+
+        projected = einsum("bti,io->tbo", inputs, kernel) + bias
+        steps = (projected, None if mask is None else mask.T)
+        carry, outputs = recurrent_scan(step, weights, carry, steps, reverse=self.reverse, einsum=einsum)
+        return jnp.swapaxes(outputs, 0, 1), carry
+
+
+class RNN(RecurrentLayer):
+    """A tanh RNN layer (Elman, 1990)."""
+
+    cell: str = "rnn"
+
+
+class GRU(RecurrentLayer):
+    """A GRU layer (Cho et al., 2014)."""
+
+    cell: str = "gru"
+
+
+class LSTM(RecurrentLayer):
+    """An LSTM layer (Hochreiter and Schmidhuber, 1997)."""
+
+    cell: str = "lstm"
+
+
+class Bidirectional(nn.Module):
+    """Two layers over the same inputs, one in each direction, their outputs side by side (Schuster and Paliwal, 1997).
+
+    Attributes:
+      features: hidden units of each direction.
+      cell, recurrent_dropout, precision: as in `RecurrentLayer`.
+    """
+
+    features: int
+    cell: str = "lstm"
+    recurrent_dropout: float = 0.0
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
+    ) -> tuple[Array, Any]:
+        """Runs both directions.
+
+        Args:
+          inputs: ``[batch, time, features_in]``.
+          mask: ``[batch, time]`` bool or None.
+          carry: ``(forward, backward)`` carries to start from, or None.
+          deterministic: turns dropout off.
+
+        Returns:
+          ``outputs [batch, time, 2 * features]``, forward first, and the two last carries ``(forward, backward)``. The
+          backward one has read the whole sequence when it stands at the first step.
+        """
+        carries = (None, None) if carry is None else carry
+        options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}
+        runs = [
+            RecurrentLayer(self.features, reverse=reverse, name=name, **options)(
+                inputs, mask, start, deterministic=deterministic
+            )
+            for name, reverse, start in (("forward", False, carries[0]), ("backward", True, carries[1]))
+        ]
+        (forward, forward_carry), (backward, backward_carry) = runs
+        return jnp.concatenate([forward, backward], axis=-1), (forward_carry, backward_carry)
+
+
+class RecurrentStack(nn.Module):
+    """Recurrent layers on top of each other.
+
+    Attributes:
+      features: hidden units of each layer (and direction).
+      num_layers: how many.
+      cell, recurrent_dropout, precision: as in `RecurrentLayer`.
+      bidirectional: both directions in every layer.
+      dropout: share of units dropped between layers.
+      variational: drops the same units at every step of a sequence, instead of drawing anew.
+      residual: adds a layer's input to its output wherever both have the same width.
+    """
+
+    features: int
+    num_layers: int = 1
+    cell: str = "lstm"
+    bidirectional: bool = False
+    dropout: float = 0.0
+    variational: bool = False
+    recurrent_dropout: float = 0.0
+    residual: bool = False
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
+    ) -> tuple[Array, tuple]:
+        """Runs the stack.
+
+        Args:
+          inputs: ``[batch, time, features_in]``.
+          mask: ``[batch, time]`` bool or None.
+          carry: a tuple of one carry a layer, or None.
+          deterministic: turns dropout off.
+
+        Returns:
+          The outputs of the top layer ``[batch, time, features]`` (twice as wide if bidirectional), and a tuple with each
+          layer's last carry.
+        """
+        layer = Bidirectional if self.bidirectional else RecurrentLayer
+        options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}
+        carries, outputs = [], inputs
+        for index in range(self.num_layers):
+            below = outputs
+            if index:
+                time_axis = (1,) if self.variational else ()
+                below = nn.Dropout(self.dropout, broadcast_dims=time_axis)(below, deterministic=deterministic)
+            start = None if carry is None else carry[index]
+            above, last = layer(self.features, name=f"layer_{index}", **options)(
+                below, mask, start, deterministic=deterministic
+            )
+            if self.residual and above.shape == outputs.shape:
+                above = above + (outputs if mask is None else jnp.where(mask[..., None], outputs, 0))
+            outputs = above
+            carries.append(last)
+        return outputs, tuple(carries)
