@@ -1,0 +1,31 @@
+"""How good a model is: BLEU and chrF, alignment error rate, perplexity, accuracy."""
+
+from attn_jax.metrics.alignment import (
+    AlignmentScore,
+    GoldAlignment,
+    WordWeights,
+    alignment_error_rate,
+    format_pharaoh,
+    merge_subwords,
+    parse_pharaoh,
+    weights_to_links,
+)
+from attn_jax.metrics.classification import accuracy, perplexity, sequence_accuracy
+from attn_jax.metrics.translation import Score, bleu, chrf
+
+__all__ = [
+    "AlignmentScore",
+    "GoldAlignment",
+    "Score",
+    "WordWeights",
+    "accuracy",
+    "alignment_error_rate",
+    "bleu",
+    "chrf",
+    "format_pharaoh",
+    "merge_subwords",
+    "parse_pharaoh",
+    "perplexity",
+    "sequence_accuracy",
+    "weights_to_links",
+]
