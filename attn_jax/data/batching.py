@@ -310,8 +310,8 @@ def inference_batches(sequences: Sequences, batch_tokens: int = 2048) -> Iterato
     """Yields batches to translate, shortest sentences first, in few shapes that do not depend on the text.
 
     Lengths are padded to the next of 8, 12, 16, 24, 32, 48, ... and rows to a power of two: the largest that keeps
-    ``batch_size * src_len`` within ``batch_tokens``, or, for the last batch, the smallest that holds it. A batch that is
-    not full moves up to the next length, so one text needs one shape a length and one more.
+    ``batch_size * src_len`` within ``batch_tokens``, or, for the last batch, the smallest that holds it. A
+    batch that is not full moves up to the next length, so one text needs one shape a length and one more.
 
     Args:
       sequences: the source sentences.
