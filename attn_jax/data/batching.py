@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from attn_jax.data.errors import BatchingError
-from attn_jax.data.vocabulary import Vocabulary, encode_all
+from attn_jax.data.vocabulary import Vocabulary
 from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
 
 CHUNK = 10_000
@@ -56,7 +56,7 @@ class Sequences:
     @classmethod
     def from_texts(cls, texts: Iterable[str], vocabulary: Vocabulary) -> Self:
         """Encodes sentences, chunk by chunk, and appends ``EOS_ID`` to each."""
-        return cls.from_ids(ids for chunk in _chunks(texts) for ids in encode_all(vocabulary, chunk))
+        return cls.from_ids(ids for chunk in _chunks(texts) for ids in vocabulary.encode_batch(chunk))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -178,15 +178,10 @@ class BatchConfig:
     capacity_multiple: int = 16
 
     def __post_init__(self):
-        """Checks that every number is positive and that one pair of the greatest length fits."""
+        """Checks that every number is positive."""
         for name, value in vars(self).items():
             if not isinstance(value, int) or value < 1:
                 raise BatchingError(f"expected {name} to be an integer >= 1, found {value!r}")
-        if self.batch_tokens < 2 * self.max_len:
-            raise BatchingError(
-                f"batch_tokens {self.batch_tokens} cannot hold one pair of max_len {self.max_len} on both sides; "
-                f"raise it to {2 * self.max_len} or more, or lower max_len"
-            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -212,10 +207,10 @@ class Batches:
     def epoch_plan(self, seed: int, epoch: int) -> list[Entry]:
         """Gives the batches of an epoch in order: a pure function of (seed, epoch), each pair exactly once."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-        plan = []
+        lengths, plan = self.tgt.lengths, []
         for number, bucket in enumerate(self.buckets):
             rows = rng.permutation(bucket.rows)  # so that pairs of equal length change strata between epochs
-            rows = rows[np.argsort(self.tgt.lengths[rows], kind="stable")]
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
             empty = np.full(bucket.batch_size * bucket.num_batches - len(rows), -1)
             strata = np.concatenate([empty, rows]).reshape(bucket.batch_size, bucket.num_batches)
             plan += [Entry(number, batch) for batch in rng.permuted(strata, axis=1).T]
@@ -263,7 +258,7 @@ def build_batches(src: Sequences, tgt: Sequences, config: BatchConfig = BatchCon
       config: the token budget and the number of shapes.
 
     Raises:
-      BatchingError: if the sides differ in number, or no pair fits into ``max_len``.
+      BatchingError: if the sides differ in number, if no pair fits into ``max_len``, or one exceeds ``batch_tokens``.
 
     >>> pairs = Sequences.from_ids([[5], [5, 6], [5, 6, 7]])
     >>> batches = build_batches(pairs, pairs, BatchConfig(num_buckets=1, batch_tokens=16, max_len=8))
@@ -279,9 +274,9 @@ def build_batches(src: Sequences, tgt: Sequences, config: BatchConfig = BatchCon
             f"none of the {len(src)} pairs has at most max_len {config.max_len} tokens a side; raise max_len"
         )
     bounds = np.array(choose_buckets(lengths[fits], config.num_buckets))  # [buckets, 2]
-    # A pair goes where it costs least: into the smallest bucket that holds both of its sides.
-    sizes = np.where((lengths[:, None] <= bounds).all(2), bounds.sum(1), np.iinfo(np.int64).max)
-    home = np.where(fits, sizes.argmin(1), -1)
+    home = np.full(len(src), -1)
+    for number in np.argsort(-bounds.sum(1), kind="stable"):  # largest first: a pair ends in the smallest that holds it
+        home[(lengths <= bounds[number]).all(1)] = number
     by_length = np.argsort(lengths[:, 1], kind="stable")
     groups = [by_length[home[by_length] == number] for number in range(len(bounds))]
     buckets = [
@@ -296,6 +291,11 @@ def _bucket(src_len: int, tgt_len: int, rows: np.ndarray, tgt_lengths: np.ndarra
     """Sizes one bucket: the fewest batches that the budget allows, then the smallest batch that needs no more."""
     multiple = config.row_multiple
     most = config.batch_tokens // (src_len + tgt_len)
+    if most == 0:
+        raise BatchingError(
+            f"batch_tokens {config.batch_tokens} cannot hold one pair of {src_len} and {tgt_len} tokens; raise it to "
+            f"{src_len + tgt_len} or more, or lower max_len"
+        )
     most = most // multiple * multiple or most
     num_batches = -(-len(rows) // most)
     batch_size = min(most, -(-len(rows) // (num_batches * multiple)) * multiple)

@@ -85,7 +85,7 @@ class ReadReport:
     skipped: dict[str, Skipped]
 
     def __str__(self) -> str:
-        """For example ``3 pairs from a.de, a.en; left out 1 empty on one side (line 2)``."""
+        """For example ``2 kept of a.de (3 lines), a.en (3 lines); 1 empty on one side (line 2)``."""
         notes = [f"{self.kept:,} kept of {', '.join(f'{f.path} ({f.lines:,} lines)' for f in self.files)}"]
         for reason, skipped in self.skipped.items():
             more = ", ..." if skipped.count > len(skipped.first_lines) else ""
@@ -144,20 +144,21 @@ def read_parallel(
     else:
         readers = (LineReader(src, max_chars), LineReader(tgt, max_chars))
         pairs = _aligned(*readers)
-    kept: list[tuple[str, str]] = []
+    kept_src, kept_tgt = [], []
     skipped: dict[str, Skipped] = {}
     for number, (source, target) in enumerate(pairs, start=1):
         if reason := _fault(source, max_chars) or _fault(target, max_chars):
             skipped.setdefault(reason, Skipped()).add(number)
         else:
-            kept.append((source, target))
+            kept_src.append(source)
+            kept_tgt.append(target)
     for reader in readers:
         if reader.count == 0:
             raise EmptyFileError(f"{reader.name}: expected lines of text, found an empty file; check the path")
-    report = ReadReport(files=tuple(r.report() for r in readers), kept=len(kept), skipped=skipped)
-    if not kept:
+    report = ReadReport(files=tuple(r.report() for r in readers), kept=len(kept_src), skipped=skipped)
+    if not kept_src:
         raise EmptyFileError(f"expected at least one usable pair of lines, found none: {report}")
-    return ParallelText(*zip(*kept, strict=True), report)
+    return ParallelText(tuple(kept_src), tuple(kept_tgt), report)
 
 
 def read_lines(source: Path | BinaryIO, *, max_chars: int = MAX_CHARS) -> Lines:
@@ -284,6 +285,11 @@ class LineReader:
         """Takes a path, or an open binary stream, which is left open."""
         if max_chars < 1:
             raise DataError(f"expected max_chars >= 1, found {max_chars}")
+        source = getattr(source, "buffer", source)  # of sys.stdin
+        if not isinstance(source, str | os.PathLike) and not hasattr(source, "readinto"):
+            raise DataError(
+                f"expected a path or a binary stream, found a {type(source).__name__}; open it in mode 'rb'"
+            )
         self.source, self.max_chars = source, max_chars
         self.name = os.fspath(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "<stream>")
         self.count, self.crlf, self.bom = 0, 0, False
@@ -307,9 +313,9 @@ class LineReader:
                 f"{self.name}: the gzip file is cut off or damaged after line {self.count} ({error}); fetch it again"
             ) from error
         except OSError as error:
-            if isinstance(error, DataError):
-                raise
-            raise MissingFileError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
+            raise MissingFileError(
+                f"{self.name}: cannot be read ({error.strerror or error}); check the path"
+            ) from error
 
     def _lines(self, raw: io.RawIOBase) -> Iterator[str | None]:
         stream = io.BufferedReader(raw, 1 << 16)

@@ -129,6 +129,29 @@ class SubwordVocabulary:
         """``encode`` of each text, several times faster than one by one."""
         return self._sp.encode([t.lower() for t in texts] if self.lowercase else list(texts))
 
+    def sample_batch(self, texts: Sequence[str], *, alpha: float = 0.1, seed: int) -> list[list[int]]:
+        """Encodes each text in one of its many segmentations: the same for the same texts, alpha and seed.
+
+        Training on several samples beside ``encode_batch`` regularises small corpora.
+
+        Args:
+          texts: the sentences.
+          alpha: for BPE the probability to drop a merge, 0 to 1; for unigram the inverse temperature, > 0.
+          seed: any integer >= 0; sets the seed of SentencePiece for the process.
+
+        Raises:
+          VocabularyError: for alpha out of range.
+
+        References:
+          Provilkov et al. (2020), BPE-dropout, arXiv:1910.13267; Kudo (2018), section 3.3, arXiv:1804.10959.
+        """
+        if not 0 <= alpha <= 1:
+            raise VocabularyError(f"expected 0 <= alpha <= 1, found {alpha}; 0.1 is usual for BPE, 0.2 for unigram")
+        lines = [t.lower() for t in texts] if self.lowercase else list(texts)
+        sentencepiece.set_random_generator_seed(seed)
+        # One thread: the draws of several are not reproducible, nor those outside a batch before SentencePiece 0.2.3.
+        return self._sp.encode(lines, num_threads=1, enable_sampling=True, alpha=alpha, nbest_size=-1)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``: up to the first ``EOS_ID``, ``PAD_ID`` and ``BOS_ID`` left out.
 
