@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from attn_jax.storage.files import IntegrityError, plain, read_json, sha256_of, write_json
+from attn_jax.storage.names import check_name
 
 NAME = "manifest.json"
-
-
-def check_name(name: str) -> str:
-    """Returns ``name`` if it stays inside its folder: relative, forward slashes, no ``..``.
-
-    Raises:
-      IntegrityError: for any other name.
-
-    >>> check_name("vocabulary/source.json")
-    'vocabulary/source.json'
-    >>> check_name("../secret")
-    Traceback (most recent call last):
-      ...
-    attn_jax.storage.files.IntegrityError: expected a file name inside the folder, found '../secret'
-    """
-    parts = PurePosixPath(name).parts
-    inside = parts and not name.startswith("/") and ".." not in parts
-    if not inside or "/".join(parts) != name or "\\" in name or ":" in name or not name.isprintable():
-        raise IntegrityError(f"expected a file name inside the folder, found {name!r}")
-    return name
 
 
 def _own_sha256(record: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from attn_jax.storage import manifest
 from attn_jax.storage.files import (
@@ -24,6 +24,7 @@ from attn_jax.storage.files import (
     replaced_name,
     write_json,
 )
+from attn_jax.storage.names import check_name, nest
 
 CONFIG, PARAMS, CARD = "config.json", "params.safetensors", "MODEL_CARD.md"
 OWN = (CONFIG, PARAMS, CARD)
@@ -178,21 +179,15 @@ def _read_tensors(path: Path) -> dict[str, Any]:
                 f"{path}: tensor {name} of unexpected dtype: expected {' or '.join(DTYPES)}, found {entry['dtype']}"
             )
         tensors[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    nested = unflatten_dict(dict(sorted(tensors.items())), sep=".") if _nestable(tensors) else None
-    if nested is None:
-        raise IntegrityError(f"{path}: a tensor's name is the beginning of another one's")
-    return nested
-
-
-def _nestable(names: Mapping[str, Any]) -> bool:
-    """False when a name is both an array and a dict of arrays."""
-    inner = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
-    return inner.isdisjoint(names)
+    try:
+        return nest(tensors, ".")
+    except IntegrityError as error:
+        raise IntegrityError(f"{path}: {error}") from error
 
 
 def _check_extra(name: str) -> None:
     try:
-        manifest.check_name(name)
+        check_name(name)
     except IntegrityError as error:
         raise ModelFolderError(f"files: {error}") from None
     if "/" in name or name.startswith(".") or name in (*OWN, manifest.NAME):
