@@ -84,6 +84,10 @@ class Attention(nn.Module):
         """Scores ``[batch, q_len, kv_len]`` of ``query [batch, q_len, d]`` and projected keys."""
         raise NotImplementedError(f"{type(self).__name__} defines no scores")
 
+    def context_dim(self, value_dim: int) -> int:
+        """Width of the context over values of width ``value_dim``."""
+        return value_dim
+
     # The protocol.
 
     def prepare_fn(self, params: Params, keys: Array, values: Array, mask: Array | None) -> Memory:
@@ -313,6 +317,11 @@ class MultiHeadAttention(Attention):
         names = {"query": query_dim, "key": key_dim, "value": key_dim, "out": self.features}
         shapes = {f"{name}_kernel": (width, self.features) for name, width in names.items()}
         return shapes | ({f"{name}_bias": (self.features,) for name in names} if self.use_bias else {})
+
+    def context_dim(self, value_dim: int) -> int:
+        """The output projection decides: ``features``."""
+        del value_dim
+        return self.features
 
     def _project(self, params: Params, name: str, inputs: Array, einsum: Einsum) -> Array:
         projected = einsum("bti,io->bto", inputs, params[f"{name}_kernel"])

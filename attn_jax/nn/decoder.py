@@ -1,0 +1,282 @@
+"""The recurrent attention decoder: recurrent layers that look at a memory at every step.
+
+One step is a pure function of raw arrays. Training scans it over a known target (`AttentionDecoder.__call__`), a search calls it
+with a beam (`AttentionDecoder.step`): the beam, like the single time step of the scan, is the attention's ``q_len`` axis.
+Whatever does not feed back into the next step is computed after the loop, for all steps at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attn_jax.functional.products import PRECISIONS, Einsum
+from attn_jax.functional.recurrence import CELLS, hidden_of, recurrent_scan
+from attn_jax.nn.attention import Attention, Memory
+from attn_jax.nn.recurrent import cell_bias, dropout_mask, gate_orthogonal
+
+Array = jax.Array
+
+READOUTS = ("attentional", "concat", "state")
+
+
+class DecoderState(NamedTuple):
+    """What feeds back: one carry a layer (leaves ``[batch, q, hidden]``), and the last features ``[batch, q, features]``."""
+
+    layers: tuple
+    fed: Array | None
+
+
+class DecoderMasks(NamedTuple):
+    """Dropout factors of one batch, drawn before the loop, ``[time or 1, batch, 1, units]``: between layers, on the features."""
+
+    layers: tuple[Array, ...]
+    features: Array
+
+
+class _Input(NamedTuple):
+    """One step's input: projected to the first layer's gates; as embedded (only if the query needs it); dropout factors."""
+
+    gates: Array
+    embedded: Array | None
+    masks: DecoderMasks | None
+
+
+class _Output(NamedTuple):
+    """What a step has computed so far."""
+
+    hidden: Array | None
+    context: Array | None = None
+    weights: Array | None = None
+    features: Array | None = None
+
+
+class AttentionDecoder(nn.Module):
+    """Recurrent layers with attention, from embedded inputs to features.
+
+    Attributes:
+      hidden: units of each layer.
+      features: width of the ``attentional`` readout.
+      attention: the mechanism, or None: a decoder that knows the source from its first state only.
+      cell: ``rnn``, ``gru`` or ``lstm``.
+      num_layers: recurrent layers.
+      attend_first: attends with the previous state and feeds the context to the first layer (Bahdanau et al., 2015,
+        arXiv:1409.0473); otherwise the layers run first and their new state attends (Luong et al., 2015, arXiv:1508.04025).
+      input_feeding: feeds the last features to the first layer (Luong et al., 2015, section 3.3).
+      readout: ``attentional``: ``tanh(W [state; context])``; ``concat``: ``[state; context]``; ``state``: the state.
+      query_with_input: attends with ``[embedding; state]`` instead of the state.
+      dropout: share of units dropped between layers and from the features.
+      variational: drops the same units at every step of a sentence.
+      residual: adds a layer's input to its output, above the first layer.
+      precision: ``float32``, or ``bfloat16`` for the operands of the products.
+    """
+
+    hidden: int
+    features: int
+    attention: Attention | None
+    cell: str = "lstm"
+    num_layers: int = 1
+    attend_first: bool = False
+    input_feeding: bool = True
+    readout: str = "attentional"
+    query_with_input: bool = False
+    dropout: float = 0.0
+    variational: bool = False
+    residual: bool = False
+    precision: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, embedded: Array, keys: Array, mask: Array | None, carry: tuple, *, masks: DecoderMasks | None = None
+    ) -> tuple[Array, Array | None]:
+        """Runs the decoder over known inputs.
+
+        Args:
+          embedded: ``[batch, tgt_len, d]``, the embedded input of each step.
+          keys: the encoder's outputs, ``[batch, src_len, d_k]``; they are the values too.
+          mask: ``[batch, src_len]`` bool, True = a real position; None: all are.
+          carry: the first state of each layer, leaves ``[batch, hidden]``.
+          masks: dropout factors from `draw_masks`; None: no dropout.
+
+        Returns:
+          ``features [batch, tgt_len, features]``, and ``weights [batch, (heads,) tgt_len, src_len]`` or None.
+        """
+        chex.assert_rank([embedded, keys], 3)
+        chex.assert_equal_shape_prefix([embedded, keys], 1)
+        chex.assert_tree_shape_prefix(carry, (embedded.shape[0], self.hidden))
+        if self.is_initializing():
+            self._declare(embedded, keys, mask)
+        pure, einsum = self.clone(parent=None), PRECISIONS[self.precision]
+        params, memory = self.raw_params(), self.prepare(keys, mask)
+
+        def step(einsum: Einsum, weights: Any, state: DecoderState, x: _Input) -> tuple[DecoderState, _Output]:
+            return pure.step_fn(einsum, *weights, state, x)
+
+        time = embedded.shape[1]
+        if masks is not None:
+            masks = jax.tree.map(lambda m: jnp.broadcast_to(m, (time, *m.shape[1:])), masks)
+        by_time = jnp.swapaxes(embedded, 0, 1)[:, :, None]  # [time, batch, 1, d]
+        xs = pure.project_input(einsum, params, by_time)._replace(masks=masks)
+        state = self.first_state(params, carry)
+        _, output = recurrent_scan(step, (params, memory), state, xs, einsum=einsum)
+        whole = _Output(
+            *(None if array is None else jnp.swapaxes(array[:, :, 0], 0, 1) for array in output[:2]),
+            weights=None if output.weights is None else jnp.moveaxis(output.weights[..., 0, :], 0, -2),
+            features=None if output.features is None else jnp.swapaxes(output.features[:, :, 0], 0, 1),
+        )
+        dropped = None if masks is None else jnp.swapaxes(masks.features[:, :, 0], 0, 1)
+        whole = pure.complete(einsum, params, memory, whole, embedded, dropped)
+        return whole.features, whole.weights
+
+    # ------------------------------------------------------------------------------------------------- for a search
+
+    def prepare(self, keys: Array, mask: Array | None) -> Memory | None:
+        """The attention's memory of a batch of sentences, or None without attention."""
+        if self.attention is None:
+            return None
+        return self.attention.prepare_fn(self.attention.raw_params(), keys, keys, mask)
+
+    def first_state(self, params: Any, carry: tuple) -> DecoderState:
+        """The state before the first step, with a ``q`` axis of 1: the given carries, and zero features."""
+        layers = jax.tree.map(lambda c: c[:, None], carry)
+        if not self.input_feeding:
+            return DecoderState(layers, None)
+        batch, dtype = jax.tree.leaves(carry)[0].shape[0], jax.tree.leaves(carry)[0].dtype
+        return DecoderState(layers, jnp.zeros((batch, 1, params["fed"].shape[0]), dtype))
+
+    def start(self, keys: Array, mask: Array | None, carry: tuple) -> tuple[Memory | None, DecoderState]:
+        """The memory and the first state, for `step`."""
+        return self.prepare(keys, mask), self.first_state(self.raw_params(), carry)
+
+    def step(
+        self, embedded: Array, memory: Memory | None, state: DecoderState
+    ) -> tuple[DecoderState, Array, Array | None]:
+        """One step of a search.
+
+        Args:
+          embedded: ``[batch, beam, d]``.
+          memory: from `start`, leaves ``[batch, ...]``.
+          state: leaves ``[batch, beam, ...]``.
+
+        Returns:
+          The new state, ``features [batch, beam, features]``, and ``weights [batch, (heads,) beam, src_len]`` or None.
+        """
+        chex.assert_rank(embedded, 3)
+        pure, einsum, params = self.clone(parent=None), PRECISIONS[self.precision], self.raw_params()
+        state, output = pure.step_fn(einsum, params, memory, state, pure.project_input(einsum, params, embedded))
+        output = pure.complete(einsum, params, memory, output, embedded, None)
+        return state, output.features, output.weights
+
+    # ----------------------------------------------------------------- pure functions of raw arrays: safe in a scan
+
+    def project_input(self, einsum: Einsum, params: Any, embedded: Array) -> _Input:
+        """The part of the first layer's gates that depends on the input alone; leading axes are free."""
+        gates = einsum("...i,io->...o", embedded, params["input"]) + params["bias_0"]
+        return _Input(gates, embedded if self.query_with_input else None, None)
+
+    def step_fn(
+        self, einsum: Einsum, params: Any, memory: Memory | None, state: DecoderState, x: _Input
+    ) -> tuple[DecoderState, _Output]:
+        """One step: attend (if that comes first), recur, and whatever else feeds back."""
+        gates, context, weights = x.gates, None, None
+        if self.attend_first and self.attention is not None:
+            context, weights = self._attend(einsum, params, memory, hidden_of(state.layers[-1]), x.embedded)
+            gates = gates + einsum("bqi,io->bqo", context, params["context"])
+        if self.input_feeding:
+            gates = gates + einsum("bqi,io->bqo", state.fed, params["fed"])
+        cell, layers, below = CELLS[self.cell], [], None
+        for index, carry in enumerate(state.layers):
+            if index:
+                if x.masks is not None:
+                    below = below * x.masks.layers[index - 1]
+                gates = einsum("bqi,io->bqo", below, params[f"below_{index}"]) + params[f"bias_{index}"]
+            cell_params = {"recurrent": params[f"recurrent_{index}"]}
+            if self.cell == "gru":
+                cell_params["candidate_bias"] = params[f"candidate_bias_{index}"]
+            carry, hidden = cell.step(einsum, cell_params, carry, gates)
+            below = hidden + below if index and self.residual else hidden
+            layers.append(carry)
+        output = _Output(below, context, weights)
+        if self.input_feeding:
+            dropped = None if x.masks is None else x.masks.features
+            output = self.complete(einsum, params, memory, output, x.embedded, dropped)
+        return DecoderState(tuple(layers), output.features), output
+
+    def complete(
+        self, einsum: Einsum, params: Any, memory: Memory | None, output: _Output, embedded: Array, dropped: Array | None
+    ) -> _Output:
+        """Adds to a step's output what it has not computed yet: context, weights, features."""
+        hidden, context, weights, features = output
+        if features is not None:
+            return output
+        if self.attention is not None and context is None:
+            context, weights = self._attend(einsum, params, memory, hidden, embedded)
+        features = hidden
+        if self.attention is not None and self.readout == "concat":
+            features = jnp.concatenate([hidden, context], axis=-1)
+        elif self.readout == "attentional":
+            features = einsum("bqi,io->bqo", hidden, params["readout_state"]) + params["readout_bias"]
+            if self.attention is not None:
+                features = features + einsum("bqi,io->bqo", context, params["readout_context"])
+            features = jnp.tanh(features)
+        features = features if dropped is None else features * dropped
+        return _Output(None, None, weights, features)
+
+    def _attend(self, einsum: Einsum, params: Any, memory: Memory, hidden: Array, embedded: Array | None):
+        query = jnp.concatenate([embedded, hidden], axis=-1) if self.query_with_input else hidden
+        return self.attention.attend_fn(params.get("attention", {}), query, memory, einsum)
+
+    # ---------------------------------------------------------------------------------------------------- parameters
+
+    def raw_params(self) -> Any:
+        """The parameter arrays of this bound module, for the pure functions."""
+        return self.variables["params"]
+
+    def width(self, key_dim: int) -> int:
+        """Width of the features, which follows from the readout, over encoder outputs of width ``key_dim``."""
+        context = self.attention.context_dim(key_dim) if self.attention is not None else 0
+        return {"attentional": self.features, "concat": self.hidden + context, "state": self.hidden}[self.readout]
+
+    def draw_masks(self, rng: Array, batch: int, time: int, key_dim: int) -> DecoderMasks:
+        """Dropout factors for one batch: a new draw at each step, or one for the sentence if ``variational``.
+
+        Args:
+          rng: a PRNG key.
+          batch: sentences.
+          time: steps.
+          key_dim: width of the encoder's outputs.
+        """
+        width = self.width(key_dim)
+        keys = jax.random.split(rng, self.num_layers)
+        shape = (1 if self.variational else time, batch, 1)
+        layers = tuple(dropout_mask(key, self.dropout, (*shape, self.hidden)) for key in keys[1:])
+        return DecoderMasks(layers, dropout_mask(keys[0], self.dropout, (*shape, width)))
+
+    def _declare(self, embedded: Array, keys: Array, mask: Array | None) -> None:
+        """Creates the parameters, with one unscanned step of attention for those of the mechanism."""
+        gates, glorot = CELLS[self.cell].gates * self.hidden, nn.initializers.glorot_uniform()
+        self.param("input", glorot, (embedded.shape[-1], gates))
+        if self.attention is not None:
+            query_dim = self.hidden + (embedded.shape[-1] if self.query_with_input else 0)
+            self.attention(jnp.zeros((keys.shape[0], 1, query_dim), keys.dtype), keys, keys, mask)
+            context_dim = self.attention.context_dim(keys.shape[-1])
+            if self.attend_first:
+                self.param("context", glorot, (context_dim, gates))
+            if self.readout == "attentional":
+                self.param("readout_context", glorot, (context_dim, self.features))
+        if self.readout == "attentional":
+            self.param("readout_state", glorot, (self.hidden, self.features))
+            self.param("readout_bias", nn.initializers.zeros, (self.features,))
+        if self.input_feeding:
+            self.param("fed", glorot, (self.width(keys.shape[-1]), gates))
+        for index in range(self.num_layers):
+            if index:
+                self.param(f"below_{index}", glorot, (self.hidden, gates))
+            self.param(f"recurrent_{index}", gate_orthogonal, (self.hidden, gates))
+            self.param(f"bias_{index}", cell_bias(self.cell, self.hidden), (gates,))
+            if self.cell == "gru":
+                self.param(f"candidate_bias_{index}", nn.initializers.zeros, (self.hidden,))
