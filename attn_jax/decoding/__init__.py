@@ -1,0 +1,30 @@
+"""Searches over the one decoding protocol (``attn_jax.models.protocol``): no search knows a model.
+
+A jitted entry point closes over ``start`` and ``step`` and compiles once for each shape::
+
+    @jax.jit
+    def translate(params, batch):
+        state = model.start(params, batch, max_len)
+        return beam_search(partial(model.step, params), state, max_len=max_len, beam=5, active=batch.src_mask.any(-1))
+"""
+
+from attn_jax.decoding.beam import beam_search
+from attn_jax.decoding.forced import Forced, forced_decode
+from attn_jax.decoding.greedy import greedy
+from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, length_divisor, log_probabilities
+from attn_jax.decoding.rollout import rollout
+from attn_jax.decoding.sampling import sample, truncate
+
+__all__ = [
+    "IMPOSSIBLE",
+    "Forced",
+    "Hypotheses",
+    "beam_search",
+    "forced_decode",
+    "greedy",
+    "length_divisor",
+    "log_probabilities",
+    "rollout",
+    "sample",
+    "truncate",
+]
