@@ -1,0 +1,309 @@
+"""The run folder: what was run, where, on which data, and how it went, written so that a crash loses no line.
+
+In it: ``config.json``, ``environment.json`` (one entry a start), ``data.json`` (SHA-256 of each file read),
+``metrics.jsonl`` (one record a line), ``samples.txt`` (translations at each validation), ``checkpoints/``, and
+``model/`` (the best model).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attn_jax.storage.files import IntegrityError, plain, read_json, sha256_of, write_json
+from attn_jax.training.environment import environment
+
+CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
+    "config.json",
+    "environment.json",
+    "data.json",
+    "metrics.jsonl",
+    "samples.txt",
+)
+CHECKPOINTS, MODEL = "checkpoints", "model"
+NAMES = (CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES, CHECKPOINTS, MODEL)
+_HEADER = "== step "
+_REMEDY = "restore the file, or start anew with --overwrite or another --out"
+
+
+class RunFolderError(ValueError):
+    """A run folder cannot be used as asked; the message says why, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Writes and reads the records of one run. Make it with ``create``.
+
+    Attributes:
+      folder: the run folder.
+    """
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def model(self) -> Path:
+        """The folder of the best model."""
+        return self.folder / MODEL
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes ``config.json``."""
+        write_json(self.folder / CONFIG, config)
+
+    def read_config(self) -> dict[str, Any]:
+        """Reads ``config.json``.
+
+        Raises:
+          RunFolderError: when it is missing or garbled, with the line and the column.
+        """
+        try:
+            return read_json(self.folder / CONFIG)
+        except IntegrityError as error:
+            raise RunFolderError(f"{error}; {_REMEDY}") from error
+
+    def write_data(self, files: Mapping[str, str | Path]) -> None:
+        """Writes path, size and SHA-256 of the data files; a resumed run must read what it was started with.
+
+        Args:
+          files: what each file is for (``"train-src"``), and its path.
+
+        Raises:
+          RunFolderError: when a file cannot be read, or the run was started with other content.
+        """
+        try:
+            found = {
+                role: {"path": os.fspath(path), "bytes": os.path.getsize(path), "sha256": sha256_of(Path(path))}
+                for role, path in files.items()
+            }
+            known = read_json(self.folder / DATA) if (self.folder / DATA).exists() else None
+        except OSError as error:
+            raise RunFolderError(f"{error.filename}: cannot be read ({error.strerror}); check the name") from error
+        except IntegrityError as error:
+            raise RunFolderError(f"{error}; {_REMEDY}") from error
+        if known is None:
+            write_json(self.folder / DATA, found)
+            return
+        for role in sorted(known.keys() | found.keys()):
+            then, now = (entries.get(role, {}).get("sha256", "no file") for entries in (known, found))
+            if then != now:
+                path = found.get(role, known.get(role))["path"]
+                raise RunFolderError(
+                    f"{path}: the run in {self.folder} was started with another {role}: expected {then}, found {now}; "
+                    "resume with the same files, or start anew with --overwrite or another --out"
+                )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one record to ``metrics.jsonl``: ``step``, ``time`` (seconds since 1970) and ``values``.
+
+        Raises:
+          RunFolderError: when ``values`` has a ``step`` or ``time`` of its own.
+        """
+        if taken := {"step", "time"} & values.keys():
+            raise RunFolderError(f"expected names other than 'step' and 'time', found {sorted(taken)[0]!r}")
+        record = plain({"step": step, "time": round(time.time(), 3), **values})
+        _append(self.folder / METRICS, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records of ``metrics.jsonl``, as ``read_metrics`` gives them."""
+        return read_metrics(self.folder / METRICS)
+
+    def write_samples(self, step: int, samples: Iterable[Mapping[str, str]]) -> None:
+        """Appends sample translations to ``samples.txt``.
+
+        Args:
+          step: the number of updates done.
+          samples: for each, what is shown under which label: ``{"source": ..., "reference": ..., "output": ...}``.
+        """
+        _append(self.folder / SAMPLES, format_samples(step, samples))
+
+    def rewind(self, step: int) -> int:
+        """Drops records and samples of later steps: a run resumed from ``step`` writes them once more.
+
+        Returns:
+          How many records were dropped.
+        """
+        records = self.read_metrics()
+        kept = [record for record in records if record["step"] <= step]
+        if len(kept) < len(records):
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+            _replace(self.folder / METRICS, "".join(lines))
+        if (self.folder / SAMPLES).exists():
+            text = (self.folder / SAMPLES).read_text(encoding="utf-8", errors="replace")
+            _replace(self.folder / SAMPLES, _samples_until(text, step))
+        return len(records) - len(kept)
+
+
+def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> Journal:
+    """Claims a run folder and records the environment in it. Check what else can fail before overwriting a run.
+
+    Args:
+      out: the run folder; made if it is not there. Other files in it are left alone.
+      overwrite: removes the run that is there. Only what a run writes is removed.
+      resume: goes on with the run that is there, after mending a last line that a crash tore.
+
+    Returns:
+      The journal of the run.
+
+    Raises:
+      RunFolderError: when there is a run and neither was asked for, when there is none to resume, and when what is
+        there cannot be told to be a run. Nothing is changed then.
+    """
+    out = Path(out)
+    if overwrite and resume:
+        raise RunFolderError("expected --resume or --overwrite, found both; choose one")
+    if out.exists() and not out.is_dir():
+        raise RunFolderError(f"{out}: expected a folder or nothing, found a file; choose another --out")
+    there = [name for name in NAMES if (out / name).exists()]
+    if resume:
+        if CONFIG not in there:
+            instead = "with --overwrite" if there else "without --resume"
+            raise RunFolderError(f"{out}: no run to resume ({CONFIG} is missing); start it {instead}")
+    elif there and not overwrite:
+        raise RunFolderError(
+            f"{out}: holds a run already ({there[0]}); go on with --resume, replace it with --overwrite, "
+            "or choose another --out"
+        )
+    elif there and not _is_run(out):
+        raise RunFolderError(
+            f"{out}: holds {there[0]}, but no {ENVIRONMENT} of a run, so nothing was removed; "
+            "remove it by hand, or choose another --out"
+        )
+    starts = _read_starts(out) if resume else []
+    if not resume:
+        for name in sorted(there, key=lambda name: name == ENVIRONMENT):  # last: until then it is still known as a run
+            _remove(out / name)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / ENVIRONMENT, [*starts, environment()])
+    if resume and (out / METRICS).exists():
+        _mend(out / METRICS)
+    return Journal(out)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """Reads records, one JSON object a line; a last line that a crash tore is left out.
+
+    Args:
+      path: a ``metrics.jsonl``; when it is not there, there are no records.
+
+    Returns:
+      The records in their order. Numbers that are not finite are the words ``"nan"``, ``"inf"``, ``"-inf"``.
+
+    Raises:
+      RunFolderError: for an earlier line that is no record, naming the file and the line.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
+    records = []
+    for number, line in enumerate(lines[: last + 1]):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif number < last:
+            raise RunFolderError(f"{path}:{number + 1}: expected a JSON object with a step; remove or mend the line")
+    return records
+
+
+def format_samples(step: int, samples: Iterable[Mapping[str, str]]) -> str:
+    r"""The text of sample translations: a header, then each label with its text.
+
+    >>> print(format_samples(500, [{"source": "ein Hund .", "output": "a dog ."}]), end="")
+    == step 500 ==
+      source  ein Hund .
+      output  a dog .
+    <BLANKLINE>
+    """
+    blocks = []
+    for sample in samples:
+        width = max(map(len, sample), default=0)
+        blocks.append("".join(f"  {label:{width}}  {_one_line(text)}\n" for label, text in sample.items()))
+    return f"{_HEADER}{step} ==\n" + "".join(block + "\n" for block in blocks)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _samples_until(text: str, step: int) -> str:
+    """The blocks of ``samples.txt`` up to a step. Texts are indented, so no text looks like a header."""
+    kept, keeping = [], True
+    for line in text.removesuffix("\n").split("\n"):  # not splitlines, for which U+2028 in a text ends a line too
+        if line.startswith(_HEADER):
+            number = line.removeprefix(_HEADER).split(" ")[0]
+            keeping = number.isdigit() and int(number) <= step
+        if keeping:
+            kept.append(line + "\n")
+    return "".join(kept)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _append(path: Path, text: str) -> None:
+    """Appends in one write, so that neither a crash nor another writer leaves half of it between two others."""
+    content = text.encode("utf-8", errors="replace")
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        if (written := os.write(descriptor, content)) < len(content):
+            raise OSError(f"{path}: only {written} of {len(content)} bytes were written; is the disk full?")
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.saving")
+    scratch.write_bytes(text.encode("utf-8"))
+    scratch.replace(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a folder, or a link to one, but not what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _mend(path: Path) -> None:
+    """Ends the last line, or cuts it off when it is torn, so that the next record starts on a line of its own."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if content[end:]:
+        os.truncate(path, end)
+        if _parse(content[end:]) is not None:
+            _append(path, content[end:].decode() + "\n")
+
+
+def _is_run(out: Path) -> bool:
+    try:
+        starts = read_json(out / ENVIRONMENT)
+    except IntegrityError:
+        return False
+    return (
+        isinstance(starts, list)
+        and bool(starts)
+        and all(isinstance(start, dict) and "packages" in start for start in starts)
+    )
+
+
+def _read_starts(out: Path) -> Sequence[Any]:
+    if not (out / ENVIRONMENT).exists():
+        return []
+    if not _is_run(out):
+        raise RunFolderError(f"{out / ENVIRONMENT}: expected the environments of a run; move it away and resume again")
+    return read_json(out / ENVIRONMENT)

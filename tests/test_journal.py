@@ -1,0 +1,229 @@
+"""The run folder: never overwritten by accident, no record lost or torn, rewound on resume, data and place recorded."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.training import journal as journal_module
+from attn_jax.training.environment import PACKAGES, environment, git_revision
+from attn_jax.training.journal import NAMES, RunFolderError, create, format_samples, read_metrics
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with every one of its files, and one file of the user's."""
+    journal = create(tmp_path / "run")
+    journal.write_config({"d_model": 4})
+    (tmp_path / "train.de").write_text("ein hund .\n")
+    journal.write_data({"train-src": tmp_path / "train.de"})
+    journal.log(10, {"loss": 2.5})
+    journal.write_samples(10, [{"source": "ein hund .", "output": "a dog ."}])
+    for folder in (journal.checkpoints, journal.model):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"w")
+    (journal.folder / "notes.txt").write_text("mine")
+    return journal
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_never_overwritten_by_accident(run):
+    before = contents(run.folder)
+    assert {name.split("/")[0] for name in before} == {*NAMES, "notes.txt"}
+    message = (
+        r"run: holds a run already \(config.json\); go on with --resume, replace it with --overwrite, or choose an"
+    )
+    with pytest.raises(RunFolderError, match=message) as error:
+        create(run.folder)
+    assert "\n" not in str(error.value) and contents(run.folder) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_single_trace_of_a_run_is_enough(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(RunFolderError, match=f"holds a run already \\({name}\\)"):
+        create(tmp_path)
+    with pytest.raises(
+        RunFolderError, match=rf"holds {name}, but no environment.json of a run, so nothing was removed"
+    ):
+        create(tmp_path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_overwrite_removes_the_run_and_nothing_else(run, tmp_path):
+    weights = tmp_path / "elsewhere"
+    run.checkpoints.rename(weights)
+    run.checkpoints.symlink_to(weights)
+    create(str(run.folder), overwrite=True)
+    assert contents(run.folder).keys() == {"environment.json", "notes.txt"} and (weights / "weights").is_file()
+    assert len(json.loads((run.folder / "environment.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[1]", "no JSON"])
+def test_foreign_folders_are_not_removed(tmp_path, text):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "environment.json").write_text(text)
+    with pytest.raises(RunFolderError, match="nothing was removed"):
+        create(tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoints").is_dir() and (tmp_path / "environment.json").read_text() == text
+
+
+def test_resume_goes_on(run):
+    before = contents(run.folder)
+    journal = create(run.folder, resume=True)
+    assert journal.read_config() == {"d_model": 4} and journal.read_metrics()[0]["loss"] == 2.5
+    after = contents(run.folder)
+    starts = json.loads(after.pop("environment.json"))
+    assert len(starts) == 2 and starts[:1] == json.loads(before.pop("environment.json")) and after == before
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(RunFolderError, match=r"no run to resume \(config.json is missing\); start it without --resume"):
+        create(tmp_path / "new", resume=True)
+    assert not (tmp_path / "new").exists()
+    create(tmp_path / "new")  # and is killed before it writes its configuration
+    with pytest.raises(RunFolderError, match="start it with --overwrite"):
+        create(tmp_path / "new", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunFolderError, match="found a file; choose another --out"):
+        create(tmp_path / "file")
+    with pytest.raises(RunFolderError, match="found both; choose one"):
+        create(tmp_path / "new", resume=True, overwrite=True)
+
+
+def test_garbled_records(run):
+    (run.folder / "config.json").write_text('{"d_model": }')
+    with pytest.raises(RunFolderError, match=r"config.json:1:13: not valid JSON .*; restore the file, or start anew"):
+        run.read_config()
+    (run.folder / "data.json").write_text("")
+    with pytest.raises(RunFolderError, match=r"data.json:1:1: not valid JSON"):
+        run.write_data({})
+    (run.folder / "environment.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"environment.json: expected the environments of a run; move it away"):
+        create(run.folder, resume=True)
+
+
+def test_metrics_are_strict_json_lines(run):
+    run.log(20, {"loss": jnp.float32(jnp.nan), "bleu": np.float64(12.5), "words": "café"})
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 3 and lines[-1] == ""
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    record = json.loads(lines[1], parse_constant=refuse)
+    assert {**record, "time": 0} == {"step": 20, "time": 0, "loss": "nan", "bleu": 12.5, "words": "café"}
+    assert run.read_metrics()[1] == record
+    with pytest.raises(RunFolderError, match="other than 'step' and 'time', found 'step'"):
+        run.log(30, {"step": 3})
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"step": 20, "lo', b'{"step": 2', b"\0\0\0\0", "é".encode()[:1], b"20"])
+def test_a_torn_last_line_is_left_out_and_mended(run, torn):
+    path = run.folder / "metrics.jsonl"
+    with path.open("ab") as file:
+        file.write(torn)
+    assert [r["step"] for r in run.read_metrics()] == [10]
+    create(run.folder, resume=True).log(20, {"loss": 1.0})
+    assert [r["step"] for r in run.read_metrics()] == [10, 20] and torn not in path.read_bytes().split(b"\n")
+
+
+def test_a_whole_last_line_without_its_end_is_kept(run):
+    path = run.folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    assert [r["step"] for r in run.read_metrics()] == [10]
+    create(run.folder, resume=True).log(20, {})
+    assert [r["step"] for r in run.read_metrics()] == [10, 20]
+
+
+def test_an_earlier_bad_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\noops\n{"step": 2}\n')
+    with pytest.raises(RunFolderError, match=r"metrics.jsonl:2: expected a JSON object with a step"):
+        read_metrics(path)
+    assert read_metrics(tmp_path / "absent") == []
+
+
+def test_rewind_drops_what_will_be_written_once_more(run):
+    for step in (20, 30):
+        run.log(step, {"loss": 1.0})
+        run.write_samples(step, [{"source": "== step 5 ==", "output": "x\u2028== step 99 ==\n== step 1 =="}])
+    samples = (run.folder / "samples.txt").read_text(encoding="utf-8")
+    assert run.rewind(30) == 0 and (run.folder / "samples.txt").read_text(encoding="utf-8") == samples
+    with (run.folder / "samples.txt").open("a") as file:
+        file.write("== step 30 ==\n  torn")
+    assert run.rewind(20) == 1 and [r["step"] for r in run.read_metrics()] == [10, 20]
+    found = (run.folder / "samples.txt").read_text(encoding="utf-8")
+    assert found == samples[: samples.index("== step 30 ==")] and found.endswith("\\n== step 1 ==\n\n")
+    run.log(30, {})
+    assert [r["step"] for r in run.read_metrics()] == [10, 20, 30]
+    assert run.rewind(0) == 3 and run.read_metrics() == [] and (run.folder / "samples.txt").read_text() == ""
+
+
+def test_samples_read_well():
+    text = format_samples(7, [{"source": "ein", "reference": "a"}, {"output": "b\r\nc"}])
+    assert text == "== step 7 ==\n  source     ein\n  reference  a\n\n  output  b\\r\\nc\n\n"
+
+
+def test_data_hashes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    journal = create(tmp_path / "other")
+    journal.write_data({"train-src": str(tmp_path / "abc")})
+    record = json.loads((journal.folder / "data.json").read_text())
+    # the test vector of FIPS 180-2, appendix B.1
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert record == {"train-src": {"path": str(tmp_path / "abc"), "bytes": 3, "sha256": digest}}
+    journal.write_data({"train-src": tmp_path / "abc"})
+
+
+def test_a_resumed_run_reads_the_same_data(run, tmp_path):
+    (tmp_path / "moved").write_text("ein hund .\n")
+    run.write_data({"train-src": tmp_path / "moved"})  # the content counts, not the place
+    (tmp_path / "moved").write_text("ein hut .\n")
+    with pytest.raises(
+        RunFolderError, match=r"moved: the run in .* was started with another train-src: expected \w{64}, f"
+    ):
+        run.write_data({"train-src": tmp_path / "moved"})
+    with pytest.raises(RunFolderError, match="another valid-src: expected no file, found"):
+        run.write_data({"train-src": tmp_path / "train.de", "valid-src": tmp_path / "train.de"})
+    with pytest.raises(RunFolderError, match=r"train.de: .* found no file; resume with the same files"):
+        run.write_data({})
+    with pytest.raises(RunFolderError, match=r"absent: cannot be read \(No such file or directory\); check the name"):
+        run.write_data({"train-src": tmp_path / "absent"})
+
+
+def test_a_short_write_is_an_error(run, monkeypatch):
+    monkeypatch.setattr(journal_module.os, "write", lambda descriptor, content: len(content) - 1)
+    with pytest.raises(OSError, match="is the disk full"):
+        run.log(20, {})
+
+
+def test_environment(tmp_path):
+    found = environment()
+    assert found["packages"].keys() == set(PACKAGES) and found["packages"]["jax"] and found["cores"] >= 1
+    assert found["python"] == ".".join(map(str, sys.version_info[:3])) and found["devices"] and found["memory_gb"] > 0
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_git_revision(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_revision(tmp_path) is None  # no checkout
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    try:
+        for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+            subprocess.run([*git, *command], check=True, capture_output=True)
+    except OSError:
+        pytest.skip("git is not installed")
+    found = git_revision(tmp_path)
+    assert len(found["revision"]) == 40 and found["dirty"] is False
+    (tmp_path / "file").write_text("new")
+    subprocess.run([*git, "add", "file"], check=True)
+    assert git_revision(tmp_path)["dirty"] is True
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_revision(tmp_path) is None  # no git
