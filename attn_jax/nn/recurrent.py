@@ -1,7 +1,7 @@
 """Recurrent layers: one direction, both directions, and stacks of them with dropout and residuals.
 
-Every layer is ``outputs, carry = layer(inputs, mask, carry=None)`` with ``inputs [batch, time, features]``. Masked steps copy the
-carry and output zeros, in either direction, so padding changes neither a result nor a gradient.
+Every layer is ``outputs, carry = layer(inputs, mask, carry=None)`` with ``inputs [batch, time, features]``. Masked steps
+copy the carry and output zeros, in either direction, so padding changes neither a result nor a gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.functional.products import PRECISIONS
-from attn_jax.functional.recurrence import CELLS, Einsum, hidden_of, keep_if_masked, recurrent_scan
+from attn_jax.functional.recurrence import CELLS, Einsum, keep_if_masked, recurrent_scan
 
 Array = jax.Array
 
@@ -85,6 +85,7 @@ class RecurrentLayer(nn.Module):
         batch, time, features_in = inputs.shape
         if mask is not None:
             chex.assert_shape(mask, (batch, time))
+            chex.assert_type(mask, bool)
         einsum, cell, width = PRECISIONS[self.precision], CELLS[self.cell], CELLS[self.cell].gates * self.features
         kernel = self.param("input", nn.initializers.glorot_uniform(), (features_in, width))
         bias = self.param("bias", cell_bias(self.cell, self.features), (width,))
@@ -100,15 +101,19 @@ class RecurrentLayer(nn.Module):
 
         def step(einsum: Einsum, weights: Any, carry: Any, x: Any) -> tuple[Any, Array]:
             projected, real = x
-            fed = carry
-            if "kept" in weights:
-                fed = (carry[0], carry[1] * weights["kept"]) if cell.paired else carry * weights["kept"]
-            new, output = cell.step(einsum, weights, fed, projected)
+
+            def product(equation: str, hidden: Array, recurrent: Array) -> Array:
+                # The carry itself is not dropped: a GRU hands it on, and would scale it up again at every step.
+                kept = weights.get("kept")
+                return einsum(equation, hidden if kept is None else hidden * kept, recurrent)
+
+            new, output = cell.step(product, weights, carry, projected)
             if real is None:
                 return new, output
             return keep_if_masked(real, new, carry), jnp.where(real[:, None], output, 0)
 
-        projected = einsum("bti,io->tbo", inputs, kernel) + bias
+        # Transposed before the product, while narrow; XLA:CPU has no bfloat16 product that transposes its output.
+        projected = einsum("tbi,io->tbo", jnp.swapaxes(inputs, 0, 1), kernel) + bias
         steps = (projected, None if mask is None else mask.T)
         carry, outputs = recurrent_scan(step, weights, carry, steps, reverse=self.reverse, einsum=einsum)
         return jnp.swapaxes(outputs, 0, 1), carry
@@ -209,8 +214,8 @@ class RecurrentStack(nn.Module):
           deterministic: turns dropout off.
 
         Returns:
-          The outputs of the top layer ``[batch, time, features]`` (twice as wide if bidirectional), and a tuple with each
-          layer's last carry.
+          The outputs of the top layer ``[batch, time, features]`` (twice as wide if bidirectional), and a tuple with the
+          last carry of each layer.
         """
         layer = Bidirectional if self.bidirectional else RecurrentLayer
         options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}

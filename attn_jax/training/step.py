@@ -1,0 +1,190 @@
+"""One training step: the loss of a batch, its gradient, and the donated update of the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from attn_jax.functional.losses import TokenLoss, masked_mse, projected_cross_entropy
+from attn_jax.models.protocol import Batch
+
+Array = jax.Array
+
+SCHEDULES = ("cosine", "inverse_sqrt", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam with warm-up, decay and clipping.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: after the warm-up: ``cosine`` down to 0 at the last step, ``inverse_sqrt``, or ``constant``.
+      warmup: steps of linear rise from 0.
+      beta1, beta2: decays of the moments.
+      weight_decay: decoupled (AdamW), on matrices only.
+      clip: largest global norm of a gradient; 0: no clipping.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: int = 400
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
+        for name in ("warmup", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes while training: the number of updates done, the parameters, the optimizer's moments."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """Sums of one batch, see `attn_jax.functional.losses.TokenLoss`, and the norm of the gradient before clipping."""
+
+    loss: Array
+    nll: Array
+    tokens: Array
+    grad_norm: Array
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The learning rate as step -> value."""
+    peak, warmup = config.learning_rate, max(config.warmup, 1)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
+    elif config.schedule == "inverse_sqrt":
+        after = lambda step: peak * jnp.sqrt(warmup / (step + warmup))  # noqa: E731
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of ``total_steps`` updates."""
+    adam = optax.adamw(
+        learning_rate(config, total_steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+
+
+def init_state(model: Any, optimizer: optax.GradientTransformation, batch: Batch, rng: Array) -> TrainState:
+    """Parameters for a model and the shapes of a batch, and an optimizer that has not started."""
+    params = jax.jit(model.init)(rng, batch)["params"]
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+def batch_loss(
+    model: Any,
+    params: Any,
+    batch: Batch,
+    rng: Array | None = None,
+    *,
+    smoothing: float = 0.0,
+    teacher_forcing: Array | None = None,
+) -> TokenLoss:
+    """The loss of a batch, summed over its real target tokens (continuous targets: over real values).
+
+    Logits are computed for the real targets alone where the batch says which they are (``tgt_index``).
+
+    Args:
+      model: a module of the decoding protocol's families: ``features`` and ``output_weights``.
+      params: its parameters.
+      batch: with targets.
+      rng: for dropout and scheduled sampling; None: neither.
+      smoothing: label smoothing.
+      teacher_forcing: see the model's ``features``; None: always the true tokens.
+    """
+    rngs = None
+    if rng is not None:
+        dropout, sampling = jax.random.split(rng)
+        rngs = {"dropout": dropout, "sampling": sampling}
+    options = {"deterministic": rng is None}
+    if teacher_forcing is not None:
+        options["teacher_forcing"] = teacher_forcing
+
+    def outputs(module: Any) -> Any:
+        features, _ = module.features(batch, **options)
+        return features, module.output_weights()
+
+    features, (kernel, bias, vocab_first) = model.apply({"params": params}, rngs=rngs, method=outputs)
+    if batch.tgt.ndim == 3:
+        error, count = masked_mse(features @ kernel + bias, batch.tgt, batch.tgt_mask)
+        return TokenLoss(error, error, count)
+    features, labels = features.reshape(-1, features.shape[-1]), batch.tgt.reshape(-1)
+    weights = batch.tgt_mask.reshape(-1).astype(features.dtype)
+    if batch.tgt_index is not None:
+        weights = (batch.tgt_index < labels.shape[0]).astype(features.dtype)
+        features, labels = (jnp.take(x, batch.tgt_index, axis=0, mode="clip") for x in (features, labels))
+    return projected_cross_entropy(
+        features,
+        kernel,
+        bias,
+        labels,
+        weights,
+        smoothing=smoothing,
+        vocab_first=vocab_first,
+        precision=model.config.precision,
+    )
+
+
+def make_train_step(
+    model: Any, optimizer: optax.GradientTransformation, *, smoothing: float = 0.0
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """``train_step(state, batch, rng, teacher_forcing=None) -> (state, metrics)``.
+
+    Two jitted functions, a gradient and an update that is given the state's memory: on CPU that is faster than one. The
+    random numbers of a step are ``fold_in(rng, state.step)``, so a resumed run draws what an uninterrupted one would.
+    """
+
+    def mean_loss(params, batch, rng, teacher_forcing):
+        total = batch_loss(model, params, batch, rng, smoothing=smoothing, teacher_forcing=teacher_forcing)
+        return total.loss / jnp.maximum(total.tokens, 1), total
+
+    @jax.jit
+    def gradient(params, step, batch, rng, teacher_forcing):
+        return jax.grad(mean_loss, has_aux=True)(params, batch, jax.random.fold_in(rng, step), teacher_forcing)
+
+    def update(state, grads):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), optax.global_norm(grads)
+
+    update = jax.jit(update, donate_argnums=0)
+
+    def train_step(state: TrainState, batch: Batch, rng: Array, teacher_forcing: Array | None = None):
+        grads, total = gradient(state.params, state.step, batch, rng, teacher_forcing)
+        state, norm = update(state, grads)
+        return state, StepMetrics(*total, grad_norm=norm)
+
+    train_step.jitted = (gradient, update)
+    return train_step
+
+
+def make_eval_step(model: Any) -> Callable[[Any, Batch], TokenLoss]:
+    """``eval_step(params, batch)``: the plain loss of a batch, without dropout, always fed the true tokens."""
+    return jax.jit(lambda params, batch: batch_loss(model, params, batch))
