@@ -3,11 +3,12 @@
 - ``prepare_fn(params, keys, values, mask) -> Memory``, once a sentence: projects the keys.
 - ``attend_fn(params, query, memory) -> (context, weights)``, at every step.
 
-``module(query, keys, values, mask)`` runs both and is what ``init`` uses; ``module.attend(query, memory)`` is the step. The pure
-functions take raw parameter arrays, so a decoder can call them inside a scan, where linen modules must not go.
+``module(query, keys, values, mask)`` runs both and is what ``init`` uses; ``module.attend(query, memory)`` is the step.
+The pure functions take raw parameter arrays, so a decoder can call them inside a scan, where linen modules must not go.
 
-A new mechanism is a subclass of `Attention` with its parameters' ``shapes``, what it does to the keys (``project_keys``) and its
-``scores``; listed in `ATTENTIONS` it is available by name to every model and to the command line.
+A new mechanism is a subclass of `Attention` with its parameters' ``shapes``, what it does to the keys
+(``project_keys``) and its ``scores``; listed in `ATTENTIONS` it is available by name to every model and to the command
+line.
 """
 
 from __future__ import annotations
@@ -338,16 +339,29 @@ class MultiHeadAttention(Attention):
         return Memory(*heads, None if mask is None else expand_mask(mask))
 
     def attend_fn(
-        self, params: Params, query: Array, memory: Memory, einsum: Einsum | None = None
+        self,
+        params: Params,
+        query: Array,
+        memory: Memory,
+        einsum: Einsum | None = None,
+        kept: Array | None = None,
     ) -> tuple[Array, Array]:
-        """``out(concat(heads))``; ``weights [batch, heads, q_len, kv_len]``."""
+        """``out(concat(heads))``; ``weights [batch, heads, q_len, kv_len]``, before they are multiplied by ``kept``.
+
+        ``kept`` are dropout factors for the weights, shaped like them.
+        """
         einsum = einsum or PRECISIONS[self.precision]
         query = self._heads(self._project(params, "query", query, einsum))
         scores = score_functions.scaled_dot_scores(query, memory.keys, einsum=einsum)
         mask = None if memory.mask is None else memory.mask[:, None]
         weights = NORMALIZERS[self.normalizer](scores, mask, self.temperature)
-        context = einsum("bhqk,bkhd->bqhd", weights, memory.values)
+        context = einsum("bhqk,bkhd->bqhd", weights if kept is None else weights * kept, memory.values)
         return self._project(params, "out", context.reshape(*context.shape[:2], -1), einsum), weights
+
+    def attend(self, query: Array, memory: Memory, kept: Array | None = None) -> tuple[Array, Array]:
+        """One step, with this module's own parameters (see `attend_fn`)."""
+        chex.assert_rank(query, 3)
+        return self.attend_fn(self.raw_params(), query, memory, kept=kept)
 
 
 def check_equal_widths(query: Array, keys: Array) -> None:
@@ -375,11 +389,13 @@ def make_attention(name: str, features: int, **options) -> Attention:
     """The mechanism called ``name``; those without a width of their own leave ``features`` aside.
 
     Raises:
-      ValueError: if there is no such mechanism.
+      ValueError: if there is no such mechanism, or it has no such option.
     """
     if name not in ATTENTIONS:
         raise ValueError(f"unknown attention {name!r}; choose one of {', '.join(sorted(ATTENTIONS))}")
     mechanism = ATTENTIONS[name]
-    known = {field for field in mechanism.__dataclass_fields__ if field not in ("parent", "name")}
-    settings = {"features": features, **options}
-    return mechanism(**{key: value for key, value in settings.items() if key in known})
+    known = [field for field in mechanism.__dataclass_fields__ if field not in ("parent", "name")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} attention has no option {option!r}; it has {', '.join(known)}")
+    return mechanism(**options, **({"features": features} if "features" in known else {}))

@@ -1,7 +1,7 @@
 """Recurrent layers: one direction, both directions, and stacks of them with dropout and residuals.
 
-Every layer is ``outputs, carry = layer(inputs, mask, carry=None)`` with ``inputs [batch, time, features]``. Masked steps
-copy the carry and output zeros, in either direction, so padding changes neither a result nor a gradient.
+Every layer is ``outputs, carry = layer(inputs, mask, carry=None)`` with ``inputs [batch, time, features]``. Masked
+steps copy the carry and output zeros, in either direction, so padding changes neither a result nor a gradient.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ class RecurrentStack(nn.Module):
           deterministic: turns dropout off.
 
         Returns:
-          The outputs of the top layer ``[batch, time, features]`` (twice as wide if bidirectional), and a tuple with the
-          last carry of each layer.
+          The outputs of the top layer ``[batch, time, features]`` (twice as wide if bidirectional), and a tuple with
+          the last carry of each layer.
         """
         layer = Bidirectional if self.bidirectional else RecurrentLayer
         options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}

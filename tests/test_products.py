@@ -1,0 +1,80 @@
+"""Products at a chosen precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.functional.products import PRECISIONS, bf16_einsum, explicit_equation
+from tests.jaxprs import assert_products_accumulate_in_float32
+
+EQUATIONS = [("bi,io->bo", (3, 4), (4, 5)), ("...i,io->...o", (2, 3, 4), (4, 5)), ("bti,oi->bto", (2, 3, 4), (5, 4))]
+
+
+def operands(rng, a_shape, b_shape):
+    a_rng, b_rng = jax.random.split(rng)
+    return jax.random.normal(a_rng, a_shape), jax.random.normal(b_rng, b_shape)
+
+
+@pytest.mark.parametrize(
+    ("equation", "ndim", "expected"),
+    [
+        ("bi,io->bo", 2, ("bi", "io", "bo")),
+        ("...i,io->...o", 1, ("i", "io", "o")),
+        ("...i, io -> ...o", 3, ("abi", "io", "abo")),
+        ("...a,ab->...b", 2, ("ca", "ab", "cb")),
+    ],
+)
+def test_an_ellipsis_is_written_out(equation, ndim, expected):
+    assert explicit_equation(equation, ndim) == expected
+
+
+def test_operands_are_rounded_and_sums_are_not():
+    # 1 + 2^-8 rounds to 1 in bfloat16 (8 bits of mantissa), but 256 + 1 = 257 survives in the float32 sum.
+    assert bf16_einsum("i,io->o", jnp.ones(1), jnp.array([[1 + 2**-8]])).item() == 1
+    assert bf16_einsum("i,io->o", jnp.ones(2), jnp.array([[256.0], [1.0]])).item() == 257
+
+
+@pytest.mark.parametrize(("equation", "a_shape", "b_shape"), EQUATIONS)
+def test_values_and_gradients_are_near_float32(rng, equation, a_shape, b_shape):
+    a, b = operands(rng, a_shape, b_shape)
+
+    def loss(einsum):
+        return lambda a, b: jnp.sum(jnp.sin(einsum(equation, a, b)))
+
+    exact, narrow = (jax.value_and_grad(loss(e), argnums=(0, 1))(a, b) for e in PRECISIONS.values())
+    for expected, found in zip(jax.tree.leaves(exact), jax.tree.leaves(narrow), strict=True):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, atol=0.05)
+    assert not np.array_equal(exact[1][1], narrow[1][1])  # it did round
+
+
+@pytest.mark.parametrize(("equation", "a_shape", "b_shape"), EQUATIONS)
+def test_gradients_are_those_of_rounded_operands(rng, equation, a_shape, b_shape):
+    a, b = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in operands(rng, a_shape, b_shape))
+    cotangent = jnp.ones_like(jnp.einsum(equation, a, b))  # exact in bfloat16, so nothing is left to round
+    for found, expected in zip(
+        jax.vjp(lambda *x: bf16_einsum(equation, *x), a, b)[1](cotangent),
+        jax.vjp(lambda *x: jnp.einsum(equation, *x), a, b)[1](cotangent),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("equation", "a_shape", "b_shape"), EQUATIONS)
+def test_no_product_of_another_type_is_emitted(rng, dtype, equation, a_shape, b_shape):
+    a, b = operands(rng, a_shape, b_shape)
+    grad = jax.grad(lambda a, b: jnp.sum(bf16_einsum(equation, a, b)), argnums=(0, 1))
+    assert assert_products_accumulate_in_float32(grad, a, b.astype(dtype)) == 3
+    assert [g.dtype for g in grad(a, b.astype(dtype))] == [jnp.float32, dtype]
+
+
+def test_a_batched_memory_stays_in_its_own_type(rng):
+    a, b = operands(rng, (2, 3, 4), (2, 5, 4))
+    np.testing.assert_array_equal(bf16_einsum("bqd,bkd->bqk", a, b), jnp.einsum("bqd,bkd->bqk", a, b))
+
+
+def test_jit_equals_eager(rng):
+    a, b = operands(rng, (3, 4), (4, 5))
+    np.testing.assert_array_equal(jax.jit(bf16_einsum, static_argnums=0)("bi,io->bo", a, b), bf16_einsum("bi,io->bo", a, b))
