@@ -67,6 +67,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None, smoot
     weights = jnp.ones(labels.shape) if mask is None else jnp.asarray(mask)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     weights = weights.astype(logits.dtype)
+    logits = jnp.where(weights[..., None] == 0, 0.0, logits)  # whatever stands in the padding reaches no gradient
     loss, nll, correct, _ = _token_losses(logits, labels, smoothing)
     return TokenLoss(*(_weighted_sum(weights, token) for token in (loss, nll, correct)), jnp.sum(weights))
 
@@ -77,8 +78,8 @@ def projected_cross_entropy(
     bias: Array | None,
     labels: Array,
     weights: Array,
-    smoothing: float = 0.0,
     *,
+    smoothing: float = 0.0,
     dtype: jnp.dtype | None = None,
     kernel_layout: str = "dv",
 ) -> TokenLoss:
@@ -118,16 +119,17 @@ def projected_cross_entropy(
         raise ValueError(f"kernel_layout must be 'dv' ([d, vocab]) or 'vd' ([vocab, d]), found {kernel_layout!r}")
     dtype = jnp.dtype(jnp.promote_types(features.dtype, kernel.dtype) if dtype is None else dtype)
     weights = weights.astype(jnp.promote_types(dtype, jnp.float32))
-    sums = _projected(dtype, kernel_layout, smoothing, features, kernel, bias, labels, weights)
+    sums = _projected((dtype, kernel_layout, smoothing), features, kernel, bias, (labels, weights))
     return TokenLoss(*sums, jnp.sum(weights))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _projected(dtype, layout, smoothing, features, kernel, bias, labels, weights):
-    return _projected_forward(dtype, layout, smoothing, features, kernel, bias, labels, weights)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _projected(settings, features, kernel, bias, targets):
+    return _projected_forward(settings, features, kernel, bias, targets)[0]
 
 
-def _projected_forward(dtype, layout, smoothing, features, kernel, bias, labels, weights):
+def _projected_forward(settings, features, kernel, bias, targets):
+    (dtype, layout, smoothing), (labels, weights) = settings, targets
     narrow_features, narrow_kernel = features.astype(dtype), kernel.astype(dtype)
     logits = jnp.einsum(f"nd,{layout}->nv", narrow_features, narrow_kernel, preferred_element_type=weights.dtype)
     logits = logits if bias is None else logits + bias
@@ -143,8 +145,8 @@ def _projected_forward(dtype, layout, smoothing, features, kernel, bias, labels,
     return sums, (narrow_features, narrow_kernel, d_logits, loss, like)
 
 
-def _projected_backward(dtype, layout, smoothing, residuals, d_sums):
-    del smoothing
+def _projected_backward(settings, residuals, d_sums):
+    dtype, layout, _ = settings
     features, kernel, d_logits, loss, (like_features, like_kernel, like_bias) = residuals
     d_loss = d_sums[0]
     wide = loss.dtype
@@ -161,8 +163,7 @@ def _projected_backward(dtype, layout, smoothing, residuals, d_sums):
         d_features.astype(like_features.dtype),
         d_kernel.astype(like_kernel.dtype),
         None if like_bias is None else d_bias.astype(like_bias.dtype),
-        None,
-        loss * d_loss,
+        (None, loss * d_loss),
     )
 
 
@@ -170,7 +171,7 @@ _projected.defvjp(_projected_forward, _projected_backward)
 
 
 def _token_losses(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
-    """Smoothed loss, negative log-likelihood, whether the label has the top logit, and log of the partition function."""
+    """Smoothed loss, negative log-likelihood, 1 where the label has the top logit, and ``log(sum(exp(logits)))``."""
     vocab = logits.shape[-1]
     top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     log_total = top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
