@@ -60,8 +60,21 @@ def _bf16_backward(equation: str, residuals, d_out: Array):
     a, b, out = explicit_equation(equation, narrow_a.ndim)
     d_out = d_out.astype(jnp.bfloat16)
     d_a = jnp.einsum(f"{out},{b}->{a}", d_out, narrow_b, preferred_element_type=jnp.float32)
-    d_b = jnp.einsum(f"{a},{out}->{b}", narrow_a, d_out, preferred_element_type=jnp.float32)
+    if a[:-1] == out[:-1] and b == a[-1] + out[-1]:
+        d_b = _transposed_product(narrow_a.reshape(-1, narrow_a.shape[-1]), d_out.reshape(-1, d_out.shape[-1]))
+    else:
+        d_b = jnp.einsum(f"{a},{out}->{b}", narrow_a, d_out, preferred_element_type=jnp.float32)
     return d_a.astype(like_a.dtype), d_b.astype(like_b.dtype)
+
+
+def _transposed_product(a: Array, d: Array) -> Array:
+    """``a^T d`` of bfloat16 ``a [n, i]`` and ``d [n, o]``, float32.
+
+    XLA folds a plain transpose into the product, and on CPU a product over the leading axis of both bfloat16 operands
+    leaves the matrix unit: 3.4 times slower at 880 x 512 x 2048. A row that is cut off afterwards keeps the transpose apart.
+    """
+    left = jnp.concatenate([a.T, jnp.zeros((1, a.shape[0]), a.dtype)])
+    return jnp.einsum("in,no->io", left, d, preferred_element_type=jnp.float32)[:-1]
 
 
 _bf16_product.defvjp(_bf16_forward, _bf16_backward)

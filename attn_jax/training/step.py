@@ -64,6 +64,7 @@ class StepMetrics(NamedTuple):
 
     loss: Array
     nll: Array
+    correct: Array
     tokens: Array
     grad_norm: Array
 
@@ -133,8 +134,8 @@ def batch_loss(
 
     features, (kernel, bias, vocab_first) = model.apply({"params": params}, rngs=rngs, method=outputs)
     if batch.tgt.ndim == 3:
-        error, count = masked_mse(features @ kernel + bias, batch.tgt, batch.tgt_mask)
-        return TokenLoss(error, error, count)
+        error = masked_mse(features @ kernel + bias, batch.tgt, batch.tgt_mask)
+        return TokenLoss(error.loss, error.loss, jnp.zeros(()), error.count)
     features, labels = features.reshape(-1, features.shape[-1]), batch.tgt.reshape(-1)
     weights = batch.tgt_mask.reshape(-1).astype(features.dtype)
     if batch.tgt_index is not None:
@@ -147,8 +148,8 @@ def batch_loss(
         labels,
         weights,
         smoothing=smoothing,
-        vocab_first=vocab_first,
-        precision=model.config.precision,
+        dtype=jnp.bfloat16 if model.config.precision == "bfloat16" else None,
+        kernel_layout="vd" if vocab_first else "dv",
     )
 
 
@@ -163,7 +164,7 @@ def make_train_step(
 
     def mean_loss(params, batch, rng, teacher_forcing):
         total = batch_loss(model, params, batch, rng, smoothing=smoothing, teacher_forcing=teacher_forcing)
-        return total.loss / jnp.maximum(total.tokens, 1), total
+        return total.loss / jnp.maximum(total.count, 1), total
 
     @jax.jit
     def gradient(params, step, batch, rng, teacher_forcing):
