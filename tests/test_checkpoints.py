@@ -336,12 +336,12 @@ def test_average_refuses_to_average_less_or_other(tmp_path):
 
 def test_orbax_is_quiet_and_its_logger_is_left_as_it_was(tmp_path, caplog, capfd):
     logger = logging.getLogger("absl")
-    before = logger.level
+    caplog.set_level(logging.INFO, logger="absl")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save(tmp_path, 1, tiny(1))
         restore(tmp_path, tiny(0))
-    assert logger.level == before and not caplog.records and capfd.readouterr() == ("", "")
+    assert logger.level == logging.INFO and not caplog.records and capfd.readouterr() == ("", "")
 
 
 def test_orbax_is_imported_only_when_needed():
