@@ -127,6 +127,7 @@ def test_the_length_limit_counts_characters(write, extra):
         (b"\xff\xfeh\0i\0", "a.de:1: byte 1 of the line is 0xff"),
         (b"cut \xc3", "a.de:1: byte 5"),
         (b"ok\n" + b"x" * 999 + b"\xc3\n", "a.de:2: byte 1000"),
+        (b"x" * 29 + b"\xc3\n", "a.de:1: byte 30 of the line is 0xc3"),  # at the end of the first piece
         (b"surrogate \xed\xa0\x80", "a.de:1: byte 11"),
     ],
 )
@@ -202,6 +203,14 @@ def test_the_first_of_several_places_is_found():
     lengths = np.random.default_rng(5).integers(5, 200, 1000)
     noisy = (lengths * np.random.default_rng(6).normal(1.2, 0.1, 1000)).astype(int)
     assert abs(parting_line(lengths, np.delete(noisy, [200, 600, 800])) - 201) <= 5
+
+
+def test_one_odd_line_at_the_end_is_not_worth_a_skip():
+    lengths = np.random.default_rng(5).integers(5, 200, 1000)
+    noisy = (lengths * np.random.default_rng(6).normal(1.2, 0.1, 1000)).astype(int)[:-3]
+    lengths[999] = 1.3 * lengths[996]
+    noisy[996] = 1.2 * lengths[999]
+    assert parting_line(lengths, noisy) == 998
 
 
 def test_one_sided_input_keeps_its_line_count():

@@ -118,18 +118,15 @@ def choose_buckets(lengths: np.ndarray, num_buckets: int = 8) -> list[tuple[int,
         cost[i, i + 1 :] = np.maximum.accumulate(longest[i:]).sum(1) * (before[i + 1 :] - before[i])
     best, cuts = np.full(m + 1, np.inf), []  # best[j]: least cost of the keys before j in as many buckets as cuts
     best[0] = 0
-    for _ in range(min(num_buckets, m)):
+    for _ in range(min(num_buckets, m)):  # one more bucket never costs more
         total = best[:m, None] + cost
         cuts.append(total.argmin(0))
         best = total.min(0)
-        best[0] = 0  # fewer buckets are allowed
     bounds, end = [], m
     for cut in reversed(cuts):
         start = int(cut[end])
         bounds.append(tuple(int(n) for n in longest[start:end].max(0)))
         end = start
-        if end == 0:
-            break
     return bounds[::-1]
 
 
