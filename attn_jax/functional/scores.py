@@ -4,20 +4,19 @@
 the keys alone (``U k`` of additive, ``W k`` of general and concat) is projected once a sentence: a decoder projects its
 keys first and calls ``additive_scores`` or ``dot_scores`` at each step.
 
-Matrix products go through ``einsum(equation, operand, other)``, which may be replaced to change their precision or
-their derivative.
+Matrix products go through ``einsum(equation, operand, other)`` (see `attn_jax.functional.products`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from attn_jax.functional.products import Einsum
+
 Array = jax.Array
-Einsum = Callable[[str, Array, Array], Array]
 
 
 def additive_scores(query: Array, keys: Array, v: Array, bias: Array | None = None) -> Array:
