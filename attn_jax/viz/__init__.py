@@ -1,0 +1,13 @@
+"""Pictures of what attends to what: matplotlib figures and one self-contained HTML page."""
+
+from attn_jax.viz.figures import plot_attention, save_figure
+from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis, attention_page, write_attention_page
+
+__all__ = [
+    "AttentionExample",
+    "AttentionHypothesis",
+    "attention_page",
+    "plot_attention",
+    "save_figure",
+    "write_attention_page",
+]
