@@ -84,7 +84,7 @@ class ToyDecoder:
         for token in fed:
             code = (code * 31 + token) % 1009
         table = np.asarray(self.tables.logits, np.float64)
-        source = int((np.asarray(src) * np.asarray(src_mask)).sum()) % table.shape[0]
+        source = int((src * src_mask).sum()) % table.shape[0]
         at = min(len(prefix), table.shape[1] - 1)
         logits = table[source, at, fed[-2] if prefix else BOS_ID, fed[-1]]
         logits = logits + self.memory_of_past * np.sin(code * (1.0 + np.arange(len(logits))))
@@ -92,8 +92,8 @@ class ToyDecoder:
 
 
 def random_batch(seed: int, *, rows: int = 3, src_len: int = 5, src_vocab: int = 12) -> Batch:
-    """Sources of random ids and random lengths of at least 1, padded."""
+    """Sources of random ids and random lengths of at least 1, padded; NumPy arrays."""
     rng = np.random.default_rng(seed)
     mask = np.arange(src_len) < rng.integers(1, src_len + 1, (rows, 1))
     src = np.where(mask, rng.integers(3, src_vocab, (rows, src_len)), 0).astype(np.int32)
-    return Batch(src=jnp.asarray(src), src_mask=jnp.asarray(mask))
+    return Batch(src=src, src_mask=mask)
