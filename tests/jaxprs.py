@@ -26,6 +26,8 @@ def assert_products_accumulate_in_float32(function, *args) -> int:
             a, b = (var.aval.dtype for var in eqn.invars)
             assert a == b, f"a product of {a} and {b}: {eqn}"
             if a == jnp.bfloat16:
-                assert eqn.outvars[0].aval.dtype == jnp.float32, f"a bfloat16 product without float32 accumulation: {eqn}"
+                assert eqn.outvars[0].aval.dtype == jnp.float32, (
+                    f"a bfloat16 product without float32 accumulation: {eqn}"
+                )
                 narrow += 1
     return narrow

@@ -77,4 +77,6 @@ def test_a_batched_memory_stays_in_its_own_type(rng):
 
 def test_jit_equals_eager(rng):
     a, b = operands(rng, (3, 4), (4, 5))
-    np.testing.assert_array_equal(jax.jit(bf16_einsum, static_argnums=0)("bi,io->bo", a, b), bf16_einsum("bi,io->bo", a, b))
+    np.testing.assert_array_equal(
+        jax.jit(bf16_einsum, static_argnums=0)("bi,io->bo", a, b), bf16_einsum("bi,io->bo", a, b)
+    )
