@@ -19,7 +19,7 @@ def equations(jaxpr: Jaxpr | ClosedJaxpr) -> Iterator[JaxprEqn]:
 
 
 def assert_products_accumulate_in_float32(function, *args) -> int:
-    """No product mixes operand types, and every product of bfloat16 gives float32; returns how many of those there are."""
+    """No product mixes operand types, and every product of bfloat16 gives float32; returns how many of those are."""
     narrow = 0
     for eqn in equations(jax.make_jaxpr(function)(*args)):
         if eqn.primitive.name == "dot_general":

@@ -1,7 +1,5 @@
 """The recurrent scan and its cells."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,8 +262,8 @@ def test_bfloat16_gradients_are_near_float32():
 
 @pytest.mark.parametrize(("deferred", "products"), [(False, 3), (True, 2)])
 def test_the_loops_compute_no_weight_gradient_in_bfloat16_either(deferred, products):
-    # There the product has a custom derivative, which gives both gradients; XLA must find the weight's dead. What is left
-    # is the product of the forward loop, and the hidden state's gradient in the backward loop.
+    # There the product has a custom derivative, which gives both gradients; XLA must find the weight's dead. What is
+    # left is the product of the forward loop, and the hidden state's gradient in the backward loop.
     step, args = float32_case("lstm")
     gradient = jax.jit(jax.grad(scalar(step, einsum=bf16_einsum, deferred=deferred)))
     compiled = gradient.lower(*args).compile().as_text().splitlines()

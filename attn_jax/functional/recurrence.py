@@ -96,7 +96,7 @@ def recurrent_scan(
       >>> step = lambda einsum, w, h, x: ((h := jnp.tanh(x + einsum("i,io->o", h, w))), h)
       >>> carry, outputs = recurrent_scan(step, jnp.eye(2), jnp.zeros(2), jnp.ones((3, 2)))
       >>> [round(float(h), 4) for h in outputs[:, 0]]
-      [0.7616, 0.9431, 0.9597]
+      [0.7616, 0.9427, 0.9597]
     """
     weights, carry, inputs = jax.tree.map(jnp.asarray, (weights, carry, inputs))
     if not deferred:
