@@ -46,6 +46,7 @@ class TestPlotAttention:
         assert isinstance(figure, Figure)
         np.testing.assert_array_equal(mesh.get_array().reshape(4, 4), WEIGHTS)
         assert mesh.get_clim() == (0.0, 0.9)
+        assert heatmap(viz.plot_attention([[0.5, 0.25]], "ab", "c"))[1].get_clim() == (0.0, 0.5)  # from 0, always
         assert [label.get_text() for label in axes.get_xticklabels()] == list(SRC)
         assert [label.get_text() for label in axes.get_yticklabels()] == list(TGT)
         assert axes.xaxis.get_ticks_position() == "top"
@@ -396,7 +397,9 @@ class TestInTheBrowser:
         assert page.js(halos) == 3
         page.click("document.getElementById('gold')")
         assert page.js(halos) == 0
+        page.click(token("tgt", 3))
         page.click("document.querySelectorAll('button.hypothesis')[1]")
+        assert page.js(CHOSEN) == []  # a pin of another hypothesis means nothing here
         assert page.js(texts("#tgt-tokens .token")) == ["un", "chat"]
         assert page.js("document.getElementById('gold-choice').hidden")
         assert page.js(texts(".score")) == ["score −0.250", "score −1.500"]
