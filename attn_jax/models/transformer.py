@@ -1,0 +1,264 @@
+"""The Transformer encoder-decoder (Vaswani et al., 2017, arXiv:1706.03762)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from attn_jax.functional.positions import sinusoidal_positions
+from attn_jax.functional.products import PRECISIONS
+from attn_jax.models.protocol import BOS_ID, Batch, DecodeState, StepOutput
+from attn_jax.nn.transformer import ACTIVATIONS, Cache, DecoderBlock, TransformerEncoder
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A Transformer encoder-decoder. Positions are sinusoidal: no sentence is too long for it.
+
+    Attributes:
+      src_vocab_size: source words.
+      tgt_vocab_size: target words.
+      d_model: width of embeddings and blocks; even.
+      num_heads: attention heads of each block; must divide ``d_model``.
+      ffn_dim: hidden units of the feed-forward layers.
+      encoder_layers, decoder_layers: blocks.
+      activation: of the feed-forward layers, ``relu``, ``gelu`` or ``swish``.
+      norm_first: normalises before each sublayer (trains without warm-up) instead of after it (the paper's).
+      norm_epsilon: added to the variance in the layer norms.
+      dropout: share of units dropped from embeddings, sublayer outputs, and inside the feed-forward layers.
+      attention_dropout: share of attention weights dropped.
+      tie_embeddings: the target embedding is the output layer too (Press and Wolf, 2017, arXiv:1608.05859).
+      share_embeddings: one embedding for source and target (they share a vocabulary).
+      alignment_layer: the decoder block whose cross-attention, averaged over heads, is the map that decoding reports;
+        -1 is the last. (Garg et al., 2019, arXiv:1909.02074, find the last but one best in deep models.)
+      precision: ``float32``, or ``bfloat16`` for the operands of the products.
+    """
+
+    src_vocab_size: int
+    tgt_vocab_size: int
+    d_model: int = 256
+    num_heads: int = 4
+    ffn_dim: int = 1024
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    activation: str = "relu"
+    norm_first: bool = True
+    norm_epsilon: float = 1e-6
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    tie_embeddings: bool = True
+    share_embeddings: bool = False
+    alignment_layer: int = -1
+    precision: str = "float32"
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        for name, known in (("activation", ACTIVATIONS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
+        blocks = ("num_heads", "ffn_dim", "encoder_layers", "decoder_layers")
+        for name in ("src_vocab_size", "tgt_vocab_size", "d_model", *blocks):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is the share dropped, in [0, 1); found {getattr(self, name)}")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide d_model: {self.d_model} units cannot be shared by {self.num_heads} heads"
+            )
+        if self.d_model % 2:
+            raise ValueError(f"d_model must be even, half sines and half cosines of the position; found {self.d_model}")
+        if not -self.decoder_layers <= self.alignment_layer < self.decoder_layers:
+            raise ValueError(
+                f"alignment_layer must name one of {self.decoder_layers} decoder blocks, found {self.alignment_layer}"
+            )
+        if self.share_embeddings and self.src_vocab_size != self.tgt_vocab_size:
+            raise ValueError(
+                "share_embeddings needs one vocabulary for both sides, found "
+                f"{self.src_vocab_size} and {self.tgt_vocab_size} words"
+            )
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """The settings of one block."""
+        names = ("num_heads", "ffn_dim", "activation", "norm_first", "norm_epsilon", "dropout", "attention_dropout")
+        return {"features": self.d_model, "precision": self.precision} | {name: getattr(self, name) for name in names}
+
+
+class DecoderCaches(NamedTuple):
+    """What a hypothesis carries along: the number of steps taken ``[batch, beam]``, and one cache a block."""
+
+    position: Array
+    blocks: tuple[Cache, ...]
+
+
+class Transformer(nn.Module):
+    """A Transformer encoder-decoder, from ids to features, logits and attention weights.
+
+    Attributes:
+      config: see `TransformerConfig`.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Builds the parts."""
+        c = self.config
+        embedding = nn.initializers.normal(c.d_model**-0.5)
+        self.src_embed = nn.Embed(c.src_vocab_size, c.d_model, embedding_init=embedding)
+        self.tgt_embed = (
+            self.src_embed if c.share_embeddings else nn.Embed(c.tgt_vocab_size, c.d_model, embedding_init=embedding)
+        )
+        self.encoder = TransformerEncoder(c.encoder_layers, c.block)
+        self.decoder = [DecoderBlock(**c.block) for _ in range(c.decoder_layers)]
+        if c.norm_first:
+            self.decoder_norm = nn.LayerNorm(c.norm_epsilon)
+        self.drop = nn.Dropout(c.dropout)
+        if not c.tie_embeddings:
+            kernel_shape = (c.d_model, c.tgt_vocab_size)
+            self.output_kernel = self.param("output_kernel", nn.initializers.glorot_uniform(), kernel_shape)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.tgt_vocab_size,))
+
+    def __call__(
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Predicts every target position from the source and the true targets before it.
+
+        Args:
+          batch: with targets.
+          deterministic: turns dropout off; otherwise the ``dropout`` stream is used.
+          teacher_forcing: must be None, see `features`.
+
+        Returns:
+          ``logits [batch, tgt_len, vocab]`` and ``weights [batch, tgt_len, src_len]``.
+        """
+        features, weights = self.features(batch, deterministic=deterministic, teacher_forcing=teacher_forcing)
+        return self.project(features), weights
+
+    def features(
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
+    ) -> tuple[Array, Array]:
+        """The decoder's features before the output layer.
+
+        Args:
+          batch: with targets.
+          deterministic: turns dropout off.
+          teacher_forcing: must be None: a Transformer reads all true targets at once.
+
+        Returns:
+          ``features [batch, tgt_len, d_model]``, and ``weights [batch, tgt_len, src_len]``: the cross-attention of
+          ``alignment_layer``, averaged over its heads.
+
+        Raises:
+          ValueError: if a teacher-forcing probability is given.
+        """
+        if teacher_forcing is not None:
+            raise ValueError(
+                "a Transformer reads all true targets at once, so it has no teacher-forcing probability; "
+                "use the constant schedule 1, or a recurrent model"
+            )
+        features, maps = self._run(batch, deterministic)
+        return features, maps["cross"][self.config.alignment_layer].mean(axis=1)
+
+    def attention_maps(self, batch: Batch) -> dict[str, Array]:
+        """Every attention map for given pairs; row ``t`` of a target's map is the one that predicts token ``t``.
+
+        Returns:
+          ``encoder [batch, layers, heads, src_len, src_len]``, ``decoder [batch, layers, heads, tgt_len, tgt_len]`` and
+          ``cross [batch, layers, heads, tgt_len, src_len]``; rows of padding are 0.
+        """
+        _, maps = self._run(batch, deterministic=True)
+        rows = {"encoder": batch.src_mask, "decoder": batch.tgt_mask, "cross": batch.tgt_mask}
+        return {
+            name: jnp.where(rows[name][:, None, None, :, None], jnp.stack(layers, axis=1), 0)
+            for name, layers in maps.items()
+        }
+
+    def _run(self, batch: Batch, deterministic: bool) -> tuple[Array, dict[str, list[Array]]]:
+        """Features, and the weights of every block by kind."""
+        chex.assert_rank([batch.src, batch.tgt], 2)
+        chex.assert_equal_shape([batch.tgt, batch.tgt_mask])
+        source, encoder_weights = self.encode(batch, deterministic=deterministic)
+        first = jnp.full_like(batch.tgt[:, :1], BOS_ID)
+        inputs = jnp.concatenate([first, batch.tgt[:, :-1]], axis=1)  # position t is fed token t - 1
+        positions = sinusoidal_positions(inputs.shape[1], self.config.d_model)
+        outputs = self._embed(self.tgt_embed, inputs, positions, deterministic)
+        weights = []
+        for block in self.decoder:
+            outputs, looked = block(outputs, source, batch.tgt_mask, batch.src_mask, deterministic=deterministic)
+            weights.append(looked)
+        maps = {"encoder": list(jnp.moveaxis(encoder_weights, 1, 0))}
+        maps |= {"decoder": [w.own for w in weights], "cross": [w.cross for w in weights]}
+        return self._normed(outputs), maps
+
+    def encode(self, batch: Batch, *, deterministic: bool = True) -> tuple[Array, Array]:
+        """Encodes the source.
+
+        Returns:
+          Outputs ``[batch, src_len, d_model]`` and the encoder's weights ``[batch, layers, heads, src_len, src_len]``.
+        """
+        chex.assert_rank(batch.src, 2)
+        chex.assert_equal_shape([batch.src, batch.src_mask])
+        positions = sinusoidal_positions(batch.src.shape[1], self.config.d_model)
+        embedded = self._embed(self.src_embed, batch.src, positions, deterministic)
+        return self.encoder(embedded, batch.src_mask, deterministic=deterministic)
+
+    def _embed(self, embed: nn.Embed, tokens: Array, positions: Array, deterministic: bool) -> Array:
+        """Embeddings of unit variance plus the encodings of their positions ``[..., time, d_model]``."""
+        embedded = embed(tokens) * math.sqrt(self.config.d_model)
+        return self.drop(embedded + positions.astype(embedded.dtype), deterministic=deterministic)
+
+    def _normed(self, outputs: Array) -> Array:
+        return self.decoder_norm(outputs) if self.config.norm_first else outputs
+
+    def output_weights(self) -> tuple[Array, Array, bool]:
+        """The output layer's kernel, its bias, whether the kernel is ``[vocab, width]`` (tied) or its transpose."""
+        if self.config.tie_embeddings:
+            return self.tgt_embed.variables["params"]["embedding"], self.output_bias, True
+        return self.output_kernel, self.output_bias, False
+
+    def project(self, features: Array) -> Array:
+        """Logits over the target vocabulary of ``features [..., d_model]``."""
+        kernel, bias, vocab_first = self.output_weights()
+        equation = "...i,oi->...o" if vocab_first else "...i,io->...o"
+        return PRECISIONS[self.config.precision](equation, features, kernel) + bias
+
+    # ------------------------------------------------------------------------------------------- the decoding protocol
+
+    def start(self, batch: Batch, max_len: int, prefix: Array | None = None) -> DecodeState:
+        """Encodes the source; see `attn_jax.models.protocol.Decoder`.
+
+        ``memory`` holds each block's keys and values of the source, ``dynamic`` a `DecoderCaches` with room for
+        ``max_len`` steps after the ``prefix [batch, prefix_len]``.
+        """
+        source, _ = self.encode(batch)
+        rows, prefix_len = batch.src.shape[0], 0 if prefix is None else prefix.shape[1]
+        memory = tuple(block.prepare(source, batch.src_mask) for block in self.decoder)
+        caches = tuple(block.empty_cache(rows, prefix_len + max_len, source.dtype) for block in self.decoder)
+        state = DecodeState(memory, DecoderCaches(jnp.zeros((rows, 1), jnp.int32), caches))
+        for position in range(prefix_len):
+            state = self.step(prefix[:, position, None], state).state
+        return state
+
+    def step(self, tokens: Array, state: DecodeState) -> StepOutput:
+        """One decoding step; see `attn_jax.models.protocol.Decoder`."""
+        chex.assert_rank(tokens, 2)
+        position, caches, looked = state.dynamic.position, [], []
+        positions = sinusoidal_positions(state.dynamic.blocks[0].keys.shape[2], self.config.d_model)
+        outputs = self._embed(self.tgt_embed, tokens, positions[position], deterministic=True)
+        for block, cache, memory in zip(self.decoder, state.dynamic.blocks, state.memory, strict=True):
+            outputs, weights, grown = block.step(outputs, cache, position, memory)
+            caches.append(grown)
+            looked.append(weights)
+        logits = self.project(self._normed(outputs))
+        weights = looked[self.config.alignment_layer].mean(axis=1)
+        return StepOutput(logits, weights, DecodeState(state.memory, DecoderCaches(position + 1, tuple(caches))))
