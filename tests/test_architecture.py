@@ -16,6 +16,8 @@ FLOORS = (
     {"models", "storage"},
     {"data", "training", "decoding", "metrics", "convert", "viz"},
     {"hub"},
+    {"run"},
+    {"demo"},
     {"cli"},
     {"", "__main__"},  # the package itself, which names everything that is public
 )

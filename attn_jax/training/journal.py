@@ -143,20 +143,18 @@ class Journal:
         return len(records) - len(kept)
 
 
-def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> Journal:
-    """Claims a run folder and records the environment in it. Check what else can fail before overwriting a run.
+def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> list[str]:
+    """Whether a run folder can be claimed as asked; changes nothing.
 
     Args:
-      out: the run folder; made if it is not there. Other files in it are left alone.
-      overwrite: removes the run that is there. Only what a run writes is removed.
-      resume: goes on with the run that is there, after mending a last line that a crash tore.
+      out, overwrite, resume: as for `create`.
 
     Returns:
-      The journal of the run.
+      The names of what a run left there.
 
     Raises:
       RunFolderError: when there is a run and neither was asked for, when there is none to resume, and when what is
-        there cannot be told to be a run. Nothing is changed then.
+        there cannot be told to be a run.
     """
     out = Path(out)
     if overwrite and resume:
@@ -178,6 +176,24 @@ def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) ->
             f"{out}: holds {there[0]}, but no {ENVIRONMENT} of a run, so nothing was removed; "
             "remove it by hand, or choose another --out"
         )
+    return there
+
+
+def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> Journal:
+    """Claims a run folder and records the environment in it. Check what else can fail before overwriting a run.
+
+    Args:
+      out: the run folder; made if it is not there. Other files in it are left alone.
+      overwrite: removes the run that is there. Only what a run writes is removed.
+      resume: goes on with the run that is there, after mending a last line that a crash tore.
+
+    Returns:
+      The journal of the run.
+
+    Raises:
+      RunFolderError: see `check`. Nothing is changed then.
+    """
+    there, out = check(out, overwrite=overwrite, resume=resume), Path(out)
     starts = _read_starts(out) if resume else []
     if not resume:
         for name in sorted(there, key=lambda name: name == ENVIRONMENT):  # last: until then it is still known as a run

@@ -1,0 +1,46 @@
+"""The model families by name: what a model folder's ``family`` means."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from attn_jax.models.transformer import Transformer, TransformerConfig
+
+
+class Family(NamedTuple):
+    """A config class and the linen module that takes it."""
+
+    config: type
+    module: type
+
+
+FAMILIES: dict[str, Family] = {
+    "recurrent": Family(Seq2SeqConfig, Seq2Seq),
+    "transformer": Family(TransformerConfig, Transformer),
+}
+"""Model families by name. Each provides the decoding protocol."""
+
+
+def build_model(family: str, settings: Mapping[str, Any]) -> Any:
+    """The module of a family with these settings (as read from JSON).
+
+    Raises:
+      ValueError: for an unknown family or setting, with those there are.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown model family {family!r}; choose one of {', '.join(FAMILIES)}")
+    known = {field.name for field in dataclasses.fields(FAMILIES[family].config)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(
+            f"unknown settings of the {family} model: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+        )
+    return FAMILIES[family].module(FAMILIES[family].config(**settings))
+
+
+def family_of(model: Any) -> str:
+    """The name of a model's family."""
+    return next(name for name, family in FAMILIES.items() if isinstance(model, family.module))
