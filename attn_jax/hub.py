@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from attn_jax.models.protocol import EOS_ID, Batch
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
 
 EOS_TOKEN = "</s>"
+
+_LANGUAGE_TOKEN = re.compile(r">>[^<>\s]+<<")
 
 
 class Translation(NamedTuple):
@@ -107,7 +110,12 @@ class Translator:
         stems = {"src": self.src_vocab} if joint else {"src": self.src_vocab, "tgt": self.tgt_vocab}
         files = _vocabulary_files(stems)
         return save_model_folder(
-            path, config, jax.device_get(self.params), files=files, card=card or "# A translation model\n", overwrite=overwrite
+            path,
+            config,
+            jax.device_get(self.params),
+            files=files,
+            card=card or "# A translation model\n",
+            overwrite=overwrite,
         )
 
     # --------------------------------------------------------------------------------------------------- translating
@@ -140,6 +148,7 @@ class Translator:
             options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_len": max_len}
             return self([text], batch_tokens=batch_tokens, **options)[0]
         results: list[list[Translation]] = [[Translation("", 0.0, (), None, (), 0.0)] for _ in text]
+        self._check_language_tokens(text)
         filled = [index for index, sentence in enumerate(text) if sentence.strip()]
         sequences = Sequences.from_texts([text[index] for index in filled], self.src_vocab)
         for rows, batch in inference_batches(sequences, batch_tokens):
@@ -154,6 +163,15 @@ class Translator:
                 ids = sequences[index]
                 results[filled[index]] = [self._translation(found, row, k, ids) for k in range(n_best)]
         return results
+
+    def _check_language_tokens(self, text: Sequence[str]) -> None:
+        """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece."""
+        for number, sentence in enumerate(text, 1):
+            token = _LANGUAGE_TOKEN.match(sentence.lstrip())
+            if token and token[0] not in self.src_vocab.pieces(self.src_vocab.encode(token[0])):
+                raise ValueError(
+                    f"line {number}: unknown language token {token[0]}; this model knows one pair of languages: remove it"
+                )
 
     def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
         state = self.model.apply({"params": params}, batch, max_len, method="start")
@@ -214,7 +232,9 @@ class Translator:
 
     def _force_batch(self, params: Any, batch: Batch):
         state = self.model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
-        return forced_decode(partial(self.model.apply, {"params": params}, method="step"), state, batch.tgt, batch.tgt_mask)
+        return forced_decode(
+            partial(self.model.apply, {"params": params}, method="step"), state, batch.tgt, batch.tgt_mask
+        )
 
 
 def token_strings(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, ...]:

@@ -199,9 +199,7 @@ def train_on_text(
     return translator, result
 
 
-def build_vocabularies(
-    config: DataConfig, src: Sequence[str], tgt: Sequence[str]
-) -> tuple[Vocabulary, Vocabulary]:
+def build_vocabularies(config: DataConfig, src: Sequence[str], tgt: Sequence[str]) -> tuple[Vocabulary, Vocabulary]:
     """The vocabularies of both sides; the same object twice if joint."""
     if config.vocabulary == "word":
         build = WordVocabulary.build
@@ -241,17 +239,18 @@ def make_evaluation(translator: Translator, text: ParallelText, batching: BatchC
 def faster_precision() -> str:
     """Measures which precision multiplies faster here: a decoder's recurrent product, forward and backward."""
     x, w = jnp.ones((64, 512)), jnp.ones((512, 2048))
-    seconds = {}
-    for name, einsum in PRECISIONS.items():
-        product = jax.jit(jax.grad(lambda x, w, einsum=einsum: jnp.sum(einsum("bi,io->bo", x, w) ** 2), argnums=(0, 1)))
-        jax.block_until_ready(product(x, w))
-        times = []
-        for _ in range(9):
+    products = {
+        name: jax.jit(jax.grad(lambda x, w, einsum=einsum: jnp.sum(einsum("bi,io->bo", x, w) ** 2), argnums=(0, 1)))
+        for name, einsum in PRECISIONS.items()
+    }
+    best = dict.fromkeys(products, float("inf"))
+    for trial in range(12):  # alternating, and the best of each: other work on the machine then hits both or neither
+        for name, product in products.items():
             start = time.perf_counter()
             jax.block_until_ready(product(x, w))
-            times.append(time.perf_counter() - start)
-        seconds[name] = float(np.median(times))
-    return min(seconds, key=seconds.get)
+            if trial:  # the first one compiles
+                best[name] = min(best[name], time.perf_counter() - start)
+    return min(best, key=best.get)
 
 
 def model_card(config: RunConfig, translator: Translator, metrics: Mapping[str, float]) -> str:

@@ -1,7 +1,21 @@
 """Fixtures for every test file."""
 
+import tempfile
+
 import jax
 import pytest
+
+
+def pytest_configure(config):
+    """Gives all tests of a session one compilation cache: many compile the same small functions."""
+    config.compilation_cache = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def pytest_unconfigure(config):
+    """Removes the cache."""
+    config.compilation_cache.cleanup()
 
 
 @pytest.fixture

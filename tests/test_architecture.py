@@ -15,7 +15,7 @@ FLOORS = (
     {"nn"},
     {"models", "storage"},
     {"data", "training", "decoding", "metrics", "convert", "viz"},
-    {"hub"},
+    {"hub", "progress", "doctor"},
     {"run"},
     {"demo"},
     {"cli"},

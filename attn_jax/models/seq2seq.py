@@ -191,8 +191,12 @@ class Seq2Seq(nn.Module):
         if not c.tie_embeddings:
             width = self.decoder.width(c.encoder_hidden * (2 if c.bidirectional else 1))
             outputs = c.tgt_vocab_size or c.tgt_features
-            self.output_kernel = self.param("output_kernel", nn.initializers.glorot_uniform(), (width, outputs))
-        self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.tgt_vocab_size or c.tgt_features,))
+            self.output_kernel = self.param(
+                "output_kernel", nn.initializers.glorot_uniform(), (width, outputs), jnp.float32
+            )
+        self.output_bias = self.param(
+            "output_bias", nn.initializers.zeros, (c.tgt_vocab_size or c.tgt_features,), jnp.float32
+        )
 
     def __call__(
         self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
@@ -314,7 +318,10 @@ class Seq2Seq(nn.Module):
     def project(self, features: Array) -> Array:
         """Logits over the target vocabulary (continuous targets: the prediction) of ``features [..., width]``."""
         kernel, bias, vocab_first = self.output_weights()
-        return PRECISIONS[self.config.precision]("...i,oi->...o" if vocab_first else "...i,io->...o", features, kernel) + bias
+        return (
+            PRECISIONS[self.config.precision]("...i,oi->...o" if vocab_first else "...i,io->...o", features, kernel)
+            + bias
+        )
 
     # ------------------------------------------------------------------------------------------- the decoding protocol
 

@@ -1,0 +1,1 @@
+"""Linen modules over the ground floor: attention, recurrent layers, decoders, Transformer blocks."""

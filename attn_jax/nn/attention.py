@@ -142,7 +142,7 @@ class Attention(nn.Module):
         values = keys if values is None else values
         check_attention_shapes(query, keys, values, mask)
         params = {
-            name: self.param(name, initializer_for(name, shape), shape)
+            name: self.param(name, initializer_for(name, shape), shape, jnp.float32)
             for name, shape in self.shapes(query.shape[-1], keys.shape[-1]).items()
         }
         return self.attend_fn(params, query, self.prepare_fn(params, keys, values, mask))

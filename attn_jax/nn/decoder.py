@@ -207,7 +207,13 @@ class AttentionDecoder(nn.Module):
         return DecoderState(tuple(layers), output.features), output
 
     def complete(
-        self, einsum: Einsum, params: Any, memory: Memory | None, output: _Output, embedded: Array, dropped: Array | None
+        self,
+        einsum: Einsum,
+        params: Any,
+        memory: Memory | None,
+        output: _Output,
+        embedded: Array,
+        dropped: Array | None,
     ) -> _Output:
         """Adds to a step's output what it has not computed yet: context, weights, features."""
         hidden, context, weights, features = output
@@ -259,24 +265,24 @@ class AttentionDecoder(nn.Module):
     def _declare(self, embedded: Array, keys: Array, mask: Array | None) -> None:
         """Creates the parameters, with one unscanned step of attention for those of the mechanism."""
         gates, glorot = CELLS[self.cell].gates * self.hidden, nn.initializers.glorot_uniform()
-        self.param("input", glorot, (embedded.shape[-1], gates))
+        self.param("input", glorot, (embedded.shape[-1], gates), jnp.float32)
         if self.attention is not None:
             query_dim = self.hidden + (embedded.shape[-1] if self.query_with_input else 0)
             self.attention(jnp.zeros((keys.shape[0], 1, query_dim), keys.dtype), keys, keys, mask)
             context_dim = self.attention.context_dim(keys.shape[-1])
             if self.attend_first:
-                self.param("context", glorot, (context_dim, gates))
+                self.param("context", glorot, (context_dim, gates), jnp.float32)
             if self.readout == "attentional":
-                self.param("readout_context", glorot, (context_dim, self.features))
+                self.param("readout_context", glorot, (context_dim, self.features), jnp.float32)
         if self.readout == "attentional":
-            self.param("readout_state", glorot, (self.hidden, self.features))
-            self.param("readout_bias", nn.initializers.zeros, (self.features,))
+            self.param("readout_state", glorot, (self.hidden, self.features), jnp.float32)
+            self.param("readout_bias", nn.initializers.zeros, (self.features,), jnp.float32)
         if self.input_feeding:
-            self.param("fed", glorot, (self.width(keys.shape[-1]), gates))
+            self.param("fed", glorot, (self.width(keys.shape[-1]), gates), jnp.float32)
         for index in range(self.num_layers):
             if index:
-                self.param(f"below_{index}", glorot, (self.hidden, gates))
-            self.param(f"recurrent_{index}", gate_orthogonal, (self.hidden, gates))
-            self.param(f"bias_{index}", cell_bias(self.cell, self.hidden), (gates,))
+                self.param(f"below_{index}", glorot, (self.hidden, gates), jnp.float32)
+            self.param(f"recurrent_{index}", gate_orthogonal, (self.hidden, gates), jnp.float32)
+            self.param(f"bias_{index}", cell_bias(self.cell, self.hidden), (gates,), jnp.float32)
             if self.cell == "gru":
-                self.param(f"candidate_bias_{index}", nn.initializers.zeros, (self.hidden,))
+                self.param(f"candidate_bias_{index}", nn.initializers.zeros, (self.hidden,), jnp.float32)

@@ -87,11 +87,13 @@ class RecurrentLayer(nn.Module):
             chex.assert_shape(mask, (batch, time))
             chex.assert_type(mask, bool)
         einsum, cell, width = PRECISIONS[self.precision], CELLS[self.cell], CELLS[self.cell].gates * self.features
-        kernel = self.param("input", nn.initializers.glorot_uniform(), (features_in, width))
-        bias = self.param("bias", cell_bias(self.cell, self.features), (width,))
-        weights = {"recurrent": self.param("recurrent", gate_orthogonal, (self.features, width))}
+        kernel = self.param("input", nn.initializers.glorot_uniform(), (features_in, width), jnp.float32)
+        bias = self.param("bias", cell_bias(self.cell, self.features), (width,), jnp.float32)
+        weights = {"recurrent": self.param("recurrent", gate_orthogonal, (self.features, width), jnp.float32)}
         if self.cell == "gru":
-            weights["candidate_bias"] = self.param("candidate_bias", nn.initializers.zeros, (self.features,))
+            weights["candidate_bias"] = self.param(
+                "candidate_bias", nn.initializers.zeros, (self.features,), jnp.float32
+            )
         if carry is None:
             carry = zero_carry(self.cell, (batch,), self.features, inputs.dtype)
         chex.assert_tree_shape_prefix(carry, (batch, self.features))

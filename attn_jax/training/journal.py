@@ -147,7 +147,9 @@ def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> 
     """Whether a run folder can be claimed as asked; changes nothing.
 
     Args:
-      out, overwrite, resume: as for `create`.
+      out: the run folder.
+      overwrite: as for `create`.
+      resume: as for `create`.
 
     Returns:
       The names of what a run left there.

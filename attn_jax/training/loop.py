@@ -129,7 +129,11 @@ def teacher_forcing_schedule(config: TrainConfig, total_steps: int, steps_per_ep
         return schedules.linear_schedule(total_steps, end=end)
     if config.teacher_forcing == "cosine":
         return schedules.cosine_schedule(total_steps, end=end)
-    by_epoch = schedules.exponential_schedule(0.97) if config.teacher_forcing == "exponential" else schedules.inverse_sigmoid_schedule(10)
+    by_epoch = (
+        schedules.exponential_schedule(0.97)
+        if config.teacher_forcing == "exponential"
+        else schedules.inverse_sigmoid_schedule(10)
+    )
     return lambda step: by_epoch(step / steps_per_epoch)
 
 
@@ -221,8 +225,8 @@ def train(
                 event = meter.read() | {"step": step, "total": total_steps, "epoch": step / batches.steps_per_epoch}
                 if not math.isfinite(event["loss"]):
                     raise FloatingPointError(
-                        f"the loss is {event['loss']} at step {step}; go on from the last checkpoint with --resume and a "
-                        "lower learning rate"
+                        f"the loss is {event['loss']} at step {step}; go on from the last checkpoint with --resume "
+                        "and a lower learning rate"
                     )
                 journal.log(step, {"kind": "train", **_without(event, "step", "total")})
                 on_event("step", event)
@@ -251,7 +255,9 @@ def train(
     return _best_of(journal, keep, state, evaluate, lower_is_better)._replace(step=step, traces=traces)
 
 
-def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evaluate, lower_is_better: bool) -> TrainResult:
+def _best_of(
+    journal: Journal, keep: checkpoints.Keep, state: TrainState, evaluate, lower_is_better: bool
+) -> TrainResult:
     """The best single checkpoint, or the average over the best ones where that validates better."""
     steps = checkpoints.best_steps(journal.checkpoints, keep)
     single = checkpoints.restore(journal.checkpoints, state, steps[0])
@@ -266,7 +272,7 @@ def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evalua
 
 
 def validation_loss(model: Any) -> Callable[[Any, Sequence[Batch]], dict[str, float]]:
-    """``(params, batches) -> {"perplexity", "nll" (nats a token), "accuracy" (share of tokens)}``, always fed the true tokens."""
+    """``(params, batches) -> {"perplexity", "nll" (nats a token), "accuracy" (share of tokens)}``, fed the true tokens."""
     eval_step = make_eval_step(model)
 
     def measure(params: Any, batches: Sequence[Batch]) -> dict[str, float]:
@@ -290,7 +296,9 @@ class _Meter:
         self._src += int(batch.src_mask.sum())
 
     def read(self) -> dict[str, float]:
-        loss, nll, correct, tokens, norms = (np.array(values, np.float64) for values in zip(*self._metrics, strict=True))
+        loss, nll, correct, tokens, norms = (
+            np.array(values, np.float64) for values in zip(*self._metrics, strict=True)
+        )
         seconds = time.perf_counter() - self._start
         found = {
             "loss": loss.sum() / tokens.sum(),
@@ -329,7 +337,7 @@ def _with_params(state: TrainState, params: Any) -> TrainState:
     expected, found = jax.tree.map(np.shape, state.params), jax.tree.map(np.shape, params)
     if expected != found:
         raise ValueError(
-            "the parameters to start from do not fit the model: give the new run the settings and the vocabulary of the old one"
+            "the parameters to start from do not fit the model: give the new run the settings and vocabularies of the old one"
         )
     return state.replace(params=jax.tree.map(jax.numpy.asarray, params))
 

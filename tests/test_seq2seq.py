@@ -1,0 +1,211 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax.models.protocol import Batch
+from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right
+from attn_jax.nn.attention import ATTENTIONS
+from attn_jax.training.step import OptimizerConfig, batch_loss, init_state, make_optimizer, make_train_step
+
+VOCAB = 20
+
+
+def make_batch(rows=3, src_len=6, tgt_len=5, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = lambda n: np.concatenate([[n], rng.integers(2, n + 1, rows - 1)])  # noqa: E731
+    mask = lambda n: np.arange(n) < lengths(n)[:, None]  # noqa: E731
+    tokens = lambda n: rng.integers(4, VOCAB, (rows, n)).astype(np.int32)  # noqa: E731
+    return Batch(src=tokens(src_len), src_mask=mask(src_len), tgt=tokens(tgt_len), tgt_mask=mask(tgt_len))
+
+
+def make_config(**settings):
+    small = {
+        "src_vocab_size": VOCAB,
+        "tgt_vocab_size": VOCAB,
+        "embed_dim": 8,
+        "encoder_hidden": 6,
+        "decoder_hidden": 12,
+    }
+    return Seq2SeqConfig(**(small | settings))
+
+
+KINDS = {
+    "luong": {},
+    "none": {"attention": None},
+    "none_state": {"attention": None, "readout": "state", "input_feeding": False, "decoder_cell": "rnn"},
+    "bahdanau": {"attention": "additive", "attend_first": True, "input_feeding": False, "readout": "concat"},
+    "tutorial": {
+        "attention": "location",
+        "attend_first": True,
+        "query_with_input": True,
+        "input_feeding": False,
+        "readout": "state",
+        "encoder_cell": "gru",
+        "decoder_cell": "gru",
+    },
+    "hoisted": {"attention": "concat", "input_feeding": False},
+    "both": {"attention": "scaled_dot", "attend_first": True, "input_feeding": True},
+    "multihead": {"attention": "multihead", "decoder_layers": 2, "encoder_layers": 2, "residual": True},
+    "tied": {"tie_embeddings": True, "share_embeddings": True, "encoder_cell": "lstm", "variational": True},
+    "dot_copy": {"attention": "dot", "bridge": "copy", "decoder_cell": "gru"},
+    "sparse": {"attention": "dot", "attention_options": {"normalizer": "sparsemax"}, "bidirectional": False,
+               "encoder_hidden": 12, "bridge": "zero"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_by_step_equals_the_scan(kind, rng):
+    model, batch = Seq2Seq(make_config(**KINDS[kind])), make_batch()
+    variables = jax.jit(model.init)(rng, batch)
+    logits, weights = jax.jit(model.apply)(variables, batch)
+    state = jax.jit(lambda v, b: model.apply(v, b, 8, method="start"))(variables, batch)
+    step = jax.jit(lambda v, tokens, state: model.apply(v, tokens, state, method="step"))
+    for leaf in jax.tree.leaves(state.dynamic):
+        assert leaf.shape[:2] == (3, 1)
+    inputs = shift_right(batch.tgt)
+    for position in range(batch.tgt.shape[1]):
+        out = step(variables, inputs[:, position, None], state)
+        np.testing.assert_allclose(out.logits[:, 0], logits[:, position], atol=1e-5)
+        if weights is not None:
+            whole = weights.mean(axis=1) if weights.ndim == 4 else weights
+            np.testing.assert_allclose(out.weights[:, 0], whole[:, position], atol=1e-6)
+            np.testing.assert_allclose(out.weights.sum(-1), 1, atol=1e-5)
+            assert (np.asarray(out.weights[:, 0])[~np.asarray(batch.src_mask)] == 0).all()
+        state = out.state
+    assert (weights is None) == (model.config.attention is None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_neither_loss_nor_gradient(kind, x64):
+    model, batch = Seq2Seq(make_config(**KINDS[kind])), make_batch()
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    padded = Batch(
+        src=np.pad(batch.src, ((0, 2), (0, 3)), constant_values=7),
+        src_mask=np.pad(batch.src_mask, ((0, 2), (0, 3))),
+        tgt=np.pad(batch.tgt, ((0, 2), (0, 2)), constant_values=9),
+        tgt_mask=np.pad(batch.tgt_mask, ((0, 2), (0, 2))),
+    )
+    value = jax.jit(jax.value_and_grad(lambda params, batch: batch_loss(model, params, batch, smoothing=0.1).loss))
+    (loss, grads), (padded_loss, padded_grads) = value(params, batch), value(params, padded)
+    np.testing.assert_allclose(loss, padded_loss, rtol=1e-10)
+    chex.assert_trees_all_close(grads, padded_grads, atol=1e-9)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["decoder"]["recurrent_0"]))
+
+
+def test_packed_targets_give_the_same_loss(rng):
+    model, batch = Seq2Seq(make_config()), make_batch()
+    params = jax.jit(model.init)(rng, batch)["params"]
+    real = np.flatnonzero(batch.tgt_mask)
+    packed = batch.replace(tgt_index=np.concatenate([real, [batch.tgt.size] * 3]).astype(np.int32))
+    whole, part = batch_loss(model, params, batch), batch_loss(model, params, packed)
+    chex.assert_trees_all_close(whole, part, rtol=1e-5)
+    assert float(part.count) == batch.tgt_mask.sum()
+
+
+@pytest.mark.parametrize("kind", ["luong", "tutorial", "hoisted", "multihead"])
+def test_scheduled_sampling_bounds(kind, rng):
+    model, batch = Seq2Seq(make_config(**KINDS[kind], dropout=0.2)), make_batch()
+    variables = jax.jit(model.init)(rng, batch)
+    run = jax.jit(
+        lambda p, r: model.apply(
+            variables, batch, deterministic=False, teacher_forcing=p, rngs={"dropout": r, "sampling": rng}
+        )[0]
+    )
+    plain = jax.jit(
+        lambda: model.apply(variables, batch, deterministic=False, rngs={"dropout": rng, "sampling": rng})[0]
+    )()
+    np.testing.assert_allclose(run(1.0, rng), plain, atol=1e-5)  # always the true token
+    free = run(0.0, rng)
+    np.testing.assert_allclose(free[:, 0], plain[:, 0], atol=1e-5)  # the first input is the start token either way
+    assert np.abs(free - plain).max() > 1e-4
+
+
+def test_never_teaching_is_greedy_decoding(rng):
+    model, batch = Seq2Seq(make_config()), make_batch()
+    variables = jax.jit(model.init)(rng, batch)
+    logits, _ = jax.jit(lambda p: model.apply(variables, batch, teacher_forcing=p, rngs={"sampling": rng}))(0.0)
+    step = jax.jit(lambda tokens, state: model.apply(variables, tokens, state, method="step"))
+    state, token = jax.jit(lambda: model.apply(variables, batch, 8, method="start"))(), jnp.full((3, 1), 1, jnp.int32)
+    for position in range(batch.tgt.shape[1]):
+        out = step(token, state)
+        np.testing.assert_allclose(out.logits[:, 0], logits[:, position], atol=1e-5)
+        state, token = out.state, jnp.argmax(out.logits, -1).astype(jnp.int32)
+
+
+def test_continuous_sequences(rng):
+    config = Seq2SeqConfig(
+        src_features=10, tgt_features=10, embed_dim=8, encoder_hidden=32, decoder_hidden=32, bidirectional=False,
+        attention=None, input_feeding=False, readout="state", encoder_cell="lstm", bridge="copy",
+    )  # fmt: skip
+    src, tgt = jax.random.normal(rng, (2, 15, 10)), jnp.ones((2, 15, 10))
+    ones = jnp.ones((2, 15), bool)
+    batch = Batch(src=src, src_mask=ones, tgt=tgt, tgt_mask=ones)
+    model = Seq2Seq(config)
+    variables = jax.jit(model.init)(rng, batch)
+    outputs, weights = model.apply(variables, batch)
+    chex.assert_shape(outputs, (2, 15, 10))
+    assert weights is None
+    loss = batch_loss(model, variables["params"], batch)
+    np.testing.assert_allclose(loss.loss / loss.count, jnp.mean((outputs - tgt) ** 2), rtol=1e-5)
+    model.apply(variables, batch, teacher_forcing=0.5, rngs={"sampling": rng})
+
+
+def test_learns_to_reverse():
+    rng = np.random.default_rng(0)
+    src = rng.integers(4, 12, (64, 6)).astype(np.int32)
+    tgt, mask = src[:, ::-1].copy(), np.ones((64, 6), bool)
+    batch = Batch(src=src, src_mask=mask, tgt=tgt, tgt_mask=mask)
+    model = Seq2Seq(
+        make_config(src_vocab_size=12, tgt_vocab_size=12, encoder_hidden=24, decoder_hidden=32, embed_dim=16)
+    )
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=2e-2, warmup=10, schedule="constant"), 150)
+    state = init_state(model, optimizer, batch, jax.random.key(0))
+    step = make_train_step(model, optimizer)
+    for _ in range(150):
+        state, metrics = step(state, batch, jax.random.key(1))
+    assert metrics.correct / metrics.tokens > 0.95
+    assert [f._cache_size() for f in step.jitted] == [1, 1]
+
+
+def test_what_a_wrong_shape_says(rng):
+    batch = make_batch()
+    model = Seq2Seq(make_config())
+    with pytest.raises(AssertionError, match="rank"):
+        model.init(rng, batch.replace(src=np.zeros((3, 6, 2), np.float32)))
+    with pytest.raises(AssertionError, match="shape"):
+        model.init(rng, batch.replace(src_mask=np.ones((3, 4), bool)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "magic"}, "attention must be one of"),
+        ({"src_vocab_size": 0}, "either src_vocab_size"),
+        ({"dropout": 1.0}, r"in \[0, 1\)"),
+        ({"tie_embeddings": True, "readout_features": 12}, "readout_features equal to embed_dim"),
+        ({"bridge": "copy", "encoder_hidden": 5}, "use bridge='dense'"),
+        ({"share_embeddings": True, "tgt_vocab_size": 30}, "one vocabulary"),
+        ({"attention": None, "attend_first": True}, "needs an attention"),
+        ({"decoder_layers": 0}, "at least 1"),
+    ],
+)
+def test_config_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**settings)
+
+
+def test_every_mechanism_trains(rng):
+    batch = make_batch()
+    for name in ATTENTIONS:
+        model = Seq2Seq(make_config(attention=name))
+        params = jax.jit(model.init)(rng, batch)["params"]
+        grads = jax.jit(jax.grad(lambda params, model=model: batch_loss(model, params, batch).loss))(params)
+        chex.assert_tree_all_finite(grads)
+        assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads["decoder"].get("attention", [])) if
+                   leaf.size > 1 or name == "general"), name  # fmt: skip
+    assert dataclasses.asdict(model.config)["attention"] == name
