@@ -102,7 +102,7 @@ def _noun(rng: random.Random, tags: Sequence[str], role: str, relative: float = 
     """A noun phrase with one of the tags, in a role of ``DETERMINERS``; with a relative clause at the given rate."""
     noun = rng.choice(lexicon.NOUNS[rng.choice(tags)])
     determiner, plural = rng.choice((MASS_DETERMINERS if noun.mass else DETERMINERS)[role])
-    owned = determiner is closed.THE and not noun.mass and rng.random() < 0.12
+    owned = determiner is closed.THE and not noun.mass and rng.random() < 0.1
     owner = _noun(rng, ("kin",), "owner") if owned else None
     head = syntax.noun_phrase(determiner, noun, plural, _attributes(rng, noun, determiner), owner)
     return _relative(rng, head) if rng.random() < relative else head
@@ -113,7 +113,7 @@ def _attributes(rng: random.Random, noun: Noun, determiner: Determiner) -> list[
     if noun.mass and determiner is not closed.THE:
         return []
     fitting = [_adjectives(noun.kind, slot) for slot in lexicon.SLOTS]
-    return [rng.choice(adjectives) for adjectives in fitting if adjectives and rng.random() < 0.22]
+    return [rng.choice(adjectives) for adjectives in fitting if adjectives and rng.random() < 0.2]
 
 
 def _relative(rng: random.Random, head: Nominal) -> Nominal:
@@ -233,13 +233,13 @@ def _action(
         if dative or "clitic" not in parts:
             negative = adverb is not None and adverb.negative
             role = _object_role(verb, complement, negative, dative)
-            parts["noun"] = _noun(rng, complement.tags, role, relative=0.0 if brief or dative else 0.15)
+            parts["noun"] = _noun(rng, complement.tags, role, relative=0.0 if brief or dative else 0.12)
         if "recipient" in verb.flags and not dative:
             tail.append(prepositional("to", "à", _noun(rng, ("person",), "definite")))
     placed = placed or "stative" in verb.flags or (complement is not None and not complement.direct)
     if complement is None and antecedent is None and not placed and rng.random() < 0.2:
         tail.append(gloss(*rng.choice(closed.MANNERS)))
-    elif not placed and rng.random() < (0.15 if brief else 0.3):
+    elif not placed and rng.random() < (0.12 if brief else 0.25):
         tail.append(_place(rng))
     if "for" in verb.flags and rng.random() < 0.15:
         tail.append(prepositional("for", "pour", _noun(rng, ("person",), "definite")))
@@ -293,7 +293,7 @@ def _existence(rng: random.Random, tense: str, question: bool = False) -> Phrase
     """Something is somewhere: "there is a cat in the garden"."""
     tense = tense if tense in ("present", "past", "future") else "present"
     negative = not question and rng.random() < 0.2
-    noun = _noun(rng, ("person", "animal", "thing"), "missing" if negative else "existing", relative=0.15)
+    noun = _noun(rng, ("person", "animal", "thing"), "missing" if negative else "existing", relative=0.12)
     return join(syntax.existential(tense, noun, question=question, negative=negative), _place(rng))
 
 
@@ -304,8 +304,8 @@ def _statement(rng: random.Random, tenses: Sequence[str] = _TENSES, fronted: boo
         return _existence(rng, rng.choice(tenses))
     if chance < 0.12:
         tags = ("thing", "vehicle", "place", "furniture", "snack", "food", "work")
-        return _copula(rng, _noun(rng, tags, "definite", relative=0.3), tenses=tenses, fronted=fronted)
-    return _clause(rng, _subject(rng, relative=0.2), tenses=tenses, fronted=fronted)
+        return _copula(rng, _noun(rng, tags, "definite", relative=0.2), tenses=tenses, fronted=fronted)
+    return _clause(rng, _subject(rng, relative=0.12), tenses=tenses, fronted=fronted)
 
 
 # Sentences -----------------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def _open_question(rng: random.Random) -> Phrase:
     return join(ask, _clause(rng, subject, question=True, brief=True))
 
 
-_SENTENCES = [_simple] * 10 + [_coordinated] * 3 + [_subordinated] * 3 + [_opinion] + [_polar_question] * 2
+_SENTENCES = [_simple] * 11 + [_coordinated] * 3 + [_subordinated] * 3 + [_opinion] + [_polar_question] * 2
 _SENTENCES += [_open_question] * 2
 
 
