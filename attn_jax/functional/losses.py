@@ -251,7 +251,7 @@ def guided_alignment_loss(weights: Array, alignment: Array, mask: Array | None =
 
     References:
       Chen, Matusov, Khadivi & Peter, Guided Alignment Training for Topic-Aware Neural Machine Translation, 2016,
-      section 4, arXiv:1607.01628.
+      arXiv:1607.01628.
 
     >>> weights = jnp.array([[[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]])
     >>> alignment = jnp.array([[[True, True, False], [False, False, False]]])

@@ -86,7 +86,7 @@ def entmax15(scores: Array, mask: Array | None = None, temperature: float | Arra
       ValueError: if ``temperature`` is a number that is not positive.
 
     References:
-      Peters, Niculae & Martins, 2019, section 3 and algorithm 2, arXiv:1905.05702.
+      Peters, Niculae & Martins, 2019, section 3, arXiv:1905.05702.
 
     >>> [f"{weight:.2f}" for weight in entmax15(jnp.array([0.4, 0.0, -3.0]))]
     ['0.64', '0.36', '0.00']
@@ -120,7 +120,7 @@ def _entmax(scores: Array, mask: Array, alpha: float) -> Array:
 
 @_entmax.defjvp
 def _entmax_jvp(alpha: float, primals, tangents):
-    # Peters et al. 2019, proposition 2: the Jacobian is diag(s) - s s^T / sum(s) with s = weights ** (2 - alpha) on the
+    # Peters et al. 2019, section 3: the Jacobian is diag(s) - s s^T / sum(s) with s = weights ** (2 - alpha) on the
     # support. For softmax s is the weights, for sparsemax the indicator of the support.
     weights = _entmax(*primals, alpha)
     support = weights > 0

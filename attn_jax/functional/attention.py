@@ -1,0 +1,357 @@
+"""From scores to contexts: attending, local and monotonic attention, and dot-product attention in little memory."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from attn_jax.functional.masks import causal_mask
+from attn_jax.functional.normalizers import Normalizer, softmax
+from attn_jax.functional.products import Einsum
+
+Array = jax.Array
+
+
+def attend(
+    scores: Array,
+    values: Array,
+    mask: Array | None = None,
+    *,
+    normalizer: Normalizer = softmax,
+    einsum: Einsum = jnp.einsum,
+) -> tuple[Array, Array]:
+    """Weights the values, ``context = sum_j weights[j] * values[j]`` with ``weights = normalizer(scores, mask)``.
+
+    Args:
+      scores: ``[batch, q_len, kv_len]``, or ``[batch, heads, q_len, kv_len]``.
+      values: ``[batch, kv_len, d_v]``, or ``[batch, kv_len, heads, d_v]``.
+      mask: bool, broadcastable to ``scores``, True = may attend (see `masks.expand_mask`); None attends everywhere.
+      normalizer: one of `normalizers.NORMALIZERS`, or any function of scores and mask.
+      einsum: see `attn_jax.functional.products`.
+
+    Returns:
+      ``context [batch, q_len, d_v]``, or ``[batch, q_len, heads, d_v]``, and the weights, shaped like the scores. A
+      query that may attend to nothing gets a context of zeros.
+
+    >>> scores, values = jnp.array([[[0.9, 0.55, 0.95]]]), jnp.array([[[0.8, 0.2], [0.1, 0.9], [0.9, 0.1]]])
+    >>> context, weights = attend(scores, values)
+    >>> [f"{value:.5f}" for value in context[0, 0]]
+    ['0.65916', '0.34084']
+    """
+    weights = normalizer(scores, mask)
+    return einsum("bhqk,bkhd->bqhd" if weights.ndim == 4 else "bqk,bkd->bqd", weights, values), weights
+
+
+# ------------------------------------------------------------------------------------------------------ local attention
+
+
+def predicted_centers(logits: Array, lengths: Array) -> Array:
+    """Where local-p attention looks, ``length * sigmoid(logit)``.
+
+    Args:
+      logits: ``[batch, q_len]``, the paper's ``v . tanh(W h)``.
+      lengths: ``[batch]``, real source lengths.
+
+    Returns:
+      ``[batch, q_len]``, real-valued source positions between 0 and the length.
+
+    References:
+      Luong, Pham & Manning, 2015, equation 9, arXiv:1508.04025.
+
+    >>> predicted_centers(jnp.array([[0.0]]), lengths=jnp.array([7])).tolist()
+    [[3.5]]
+    """
+    return lengths[:, None] * jax.nn.sigmoid(logits)
+
+
+def local_window_mask(centers: Array, kv_len: int, window: int) -> Array:
+    """True within ``window`` positions of the centre on either side: ``|j - center| <= window``.
+
+    In local-m attention the centre of step t is t itself, in local-p it is predicted. Combine it with the padding mask.
+
+    Args:
+      centers: ``[batch, q_len]``.
+      kv_len: length of the keys.
+      window: the paper's D, positions; 10 there.
+
+    Returns:
+      ``[batch, q_len, kv_len]`` bool.
+
+    Raises:
+      ValueError: if ``window`` is negative.
+
+    References:
+      Luong, Pham & Manning, 2015, section 3.2, arXiv:1508.04025.
+
+    >>> local_window_mask(jnp.array([[0.0, 2.4]]), kv_len=5, window=1).astype(int).tolist()
+    [[[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]]
+    """
+    if window < 0:
+        raise ValueError(f"window must not be negative, found {window}; 0 looks at the centre only")
+    return jnp.abs(jnp.arange(kv_len) - centers[..., None]) <= window
+
+
+def gaussian_factor(centers: Array, kv_len: int, window: int) -> Array:
+    """What local-p multiplies its weights by, ``exp(-(j - center)^2 / (2 sigma^2))`` with ``sigma = window / 2``.
+
+    The weights are multiplied after the softmax and not normalised again; through this factor the centre is learnt.
+
+    Args:
+      centers: ``[batch, q_len]``, real-valued.
+      kv_len: length of the keys.
+      window: the paper's D, positions.
+
+    Returns:
+      ``[batch, q_len, kv_len]``.
+
+    Raises:
+      ValueError: if ``window`` is not positive.
+
+    References:
+      Luong, Pham & Manning, 2015, equation 10, arXiv:1508.04025.
+
+    >>> [f"{factor:.4f}" for factor in gaussian_factor(jnp.array([[1.0]]), kv_len=3, window=2)[0, 0]]
+    ['0.6065', '1.0000', '0.6065']
+    """
+    if window <= 0:
+        raise ValueError(f"window must be positive, found {window}: half of it is the Gaussian's standard deviation")
+    return jnp.exp(-0.5 * ((jnp.arange(kv_len) - centers[..., None]) / (window / 2)) ** 2)
+
+
+# -------------------------------------------------------------------------------------------------- monotonic attention
+
+
+def monotonic_step(probabilities: Array, previous: Array, hard: bool = False) -> Array:
+    """Expected monotonic alignment of one output step.
+
+    The reader starts where it last stopped, walks on, and stops at position j with probability ``p[j]``:
+    ``weights[j] = p[j] * reached[j]`` with ``reached[j] = (1 - p[j - 1]) * reached[j - 1] + previous[j]``. This linear
+    recurrence is solved for all positions at once by an associative scan, which unlike the paper's closed form divides
+    by nothing.
+
+    Args:
+      probabilities: ``[..., kv_len]``, of stopping; 0 at padding. Usually ``sigmoid(scores)``, in training with noise
+        added to the scores, so that they learn to be decided.
+      previous: ``[..., kv_len]``, the weights of the step before; at first 1 at position 0 and 0 elsewhere.
+      hard: stops at the first probability above 1/2, for decoding: the weights are one-hot if ``previous`` is.
+
+    Returns:
+      ``[..., kv_len]``. A row sums to at most 1: the rest is the probability to have walked past the end, and all later
+      steps see nothing of it.
+
+    References:
+      Raffel et al., Online and Linear-Time Attention by Enforcing Monotonic Alignments, 2017, section 2.3 and
+      appendix C, arXiv:1704.00784.
+
+    >>> start = jnp.array([1.0, 0.0, 0.0])
+    >>> monotonic_step(jnp.array([0.5, 0.5, 0.5]), start).tolist()
+    [0.5, 0.25, 0.125]
+    >>> monotonic_step(jnp.array([0.4, 0.9, 0.9]), start, hard=True).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    if hard:
+        probabilities = (probabilities > 0.5).astype(probabilities.dtype)
+    passed = jnp.pad(1 - probabilities[..., :-1], [(0, 0)] * (probabilities.ndim - 1) + [(1, 0)])  # 1 - p[j - 1]
+
+    def compose(first, second):  # of two maps x -> factor * x + summand
+        return first[0] * second[0], second[0] * first[1] + second[1]
+
+    _, reached = lax.associative_scan(compose, (passed, previous), axis=-1)
+    return probabilities * reached
+
+
+def monotonic_attention(probabilities: Array, mask: Array | None = None, hard: bool = False) -> Array:
+    """Monotonic alignment of a whole output sequence, `monotonic_step` after `monotonic_step` from position 0.
+
+    Args:
+      probabilities: ``[batch, q_len, kv_len]``, of stopping.
+      mask: bool, broadcastable to ``probabilities``, True = may stop here; None: everywhere.
+      hard: stops at the first probability above 1/2.
+
+    Returns:
+      ``[batch, q_len, kv_len]``, rows that sum to at most 1.
+
+    References:
+      Raffel et al., 2017, section 2.3, arXiv:1704.00784.
+
+    >>> monotonic_attention(jnp.full((1, 2, 3), 0.5))[0].tolist()
+    [[0.5, 0.25, 0.125], [0.25, 0.25, 0.1875]]
+    """
+    if mask is not None:
+        probabilities = jnp.where(mask, probabilities, 0.0)
+    start = jnp.zeros_like(probabilities[:, 0]).at[:, 0].set(1.0)
+
+    def step(previous, now):
+        weights = monotonic_step(now, previous, hard)
+        return weights, weights
+
+    return lax.scan(step, start, probabilities.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+# -------------------------------------------------------------------------------- dot-product attention, block by block
+
+
+def dot_product_attention_chunked(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    block_q: int = 512,
+    block_k: int = 1024,
+) -> Array:
+    """Scaled dot-product attention, ``softmax(Q K^T / sqrt(d)) V``, that never holds the matrix of weights.
+
+    Queries and keys are taken in blocks. The softmax is computed online: each new block of keys corrects the sums of
+    the blocks before it by the change of the largest score. Backward computes the weights of a block again from the
+    kept log-sums. Memory grows with the length, not with its square; blocks above the causal diagonal are skipped.
+
+    Args:
+      query: ``[batch, q_len, heads, head_dim]``.
+      key: ``[batch, kv_len, heads, head_dim]``.
+      value: ``[batch, kv_len, heads, d_v]``.
+      mask: bool, True = may attend: ``[batch, kv_len]``, ``[batch, q_len, kv_len]`` or
+        ``[batch, heads, q_len, kv_len]``, where every axis but the last may also be 1; None attends everywhere.
+      causal: a query attends to its own position and those before it (see `masks.causal_mask`).
+      block_q: queries in a block.
+      block_k: keys in a block.
+
+    Returns:
+      ``[batch, q_len, heads, d_v]``, in the dtype of the query; zeros where a query may attend to nothing.
+
+    Raises:
+      ValueError: if a block is smaller than 1, or the mask does not fit.
+
+    References:
+      Rabe & Staats, Self-attention Does Not Need O(n^2) Memory, 2021, arXiv:2112.05682.
+      Dao et al., FlashAttention, 2022, algorithms 2 and 4, arXiv:2205.14135.
+
+    >>> query = key = jnp.eye(2)[None, :, None]  # one sentence of two words, one head
+    >>> context = dot_product_attention_chunked(query, key, value=jnp.array([[[[0.0]], [[1.0]]]]), causal=True)
+    >>> [f"{value:.4f}" for value in context[0, :, 0, 0]]
+    ['0.0000', '0.6698']
+    """
+    if block_q < 1 or block_k < 1:
+        raise ValueError(f"blocks need at least one position, found block_q={block_q} and block_k={block_k}")
+    q_len, kv_len = query.shape[1], key.shape[1]
+    block_q, block_k = min(block_q, q_len), min(block_k, kv_len)
+    query = _in_blocks(query / math.sqrt(query.shape[-1]), block_q)
+    key, value = _in_blocks(key, block_k), _in_blocks(value, block_k)
+    out = _chunked(causal, query, key, value, _mask_in_blocks(mask, q_len, kv_len, block_q, block_k))
+    blocks, batch, heads, _, d_v = out.shape
+    return out.transpose(1, 0, 3, 2, 4).reshape(batch, blocks * block_q, heads, d_v)[:, :q_len]
+
+
+def _in_blocks(array: Array, size: int) -> Array:
+    """``[batch, time, heads, d]`` -> ``[blocks, batch, heads, size, d]``, filled up with zeros."""
+    batch, time, heads, d = array.shape
+    array = jnp.pad(array, ((0, 0), (0, -time % size), (0, 0), (0, 0)))
+    return array.reshape(batch, -1, size, heads, d).transpose(1, 0, 3, 2, 4)
+
+
+def _mask_in_blocks(mask: Array | None, q_len: int, kv_len: int, block_q: int, block_k: int) -> Array:
+    """The mask as ``[q_blocks or 1, k_blocks, batch, heads or 1, block_q or 1, block_k]``, False past the last key."""
+    if mask is None:
+        mask = jnp.ones((1, kv_len), bool)
+    if mask.ndim not in (2, 3, 4):
+        raise ValueError(
+            "the mask must be [batch, kv_len], [batch, q_len, kv_len] or [batch, heads, q_len, kv_len], "
+            f"found shape {mask.shape}"
+        )
+    mask = {2: lambda m: m[:, None, None], 3: lambda m: m[:, None], 4: lambda m: m}[mask.ndim](mask)
+    batch, heads, rows, columns = mask.shape
+    if columns != kv_len or rows not in (1, q_len):
+        raise ValueError(f"a mask of shape {mask.shape} does not fit {q_len} queries and {kv_len} keys")
+    block_q = block_q if rows > 1 else 1
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, -rows % block_q), (0, -kv_len % block_k)))
+    return mask.reshape(batch, heads, -1, block_q, mask.shape[-1] // block_k, block_k).transpose(2, 4, 0, 1, 3, 5)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(causal: bool, query: Array, key: Array, value: Array, mask: Array) -> Array:
+    return _chunked_forward(causal, query, key, value, mask)[0]
+
+
+def _block_scores(causal: bool, query: Array, key: Array, mask: Array, block: tuple[Array, Array]) -> Array:
+    """Scores ``[batch, heads, block_q, block_k]`` of block i of the queries and j of the keys, -inf where masked."""
+    i, j = block
+    scores = _accumulate("bhqd,bhkd->bhqk", query, key)
+    block_q, block_k = scores.shape[-2:]
+    allowed = mask[i if mask.shape[0] > 1 else 0, j]
+    if causal:
+        allowed = allowed & causal_mask(block_q, block_k, offset=i * block_q - j * block_k)
+    return jnp.where(allowed, scores, -jnp.inf)
+
+
+def _accumulate(equation: str, a: Array, b: Array) -> Array:
+    """A product of two arrays of one dtype that sums in float32 or better."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _chunked_forward(causal: bool, query: Array, key: Array, value: Array, mask: Array):
+    q_blocks, *lead, block_q, _ = query.shape
+    k_blocks, _, _, block_k, d_v = value.shape
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+
+    def one_query_block(arguments):
+        i, query_block = arguments
+
+        def one_key_block(j, state):
+            context, top, total = state
+            scores = _block_scores(causal, query_block, key[j], mask, (i, j))
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
+            shift = jnp.where(new_top == -jnp.inf, 0.0, new_top)  # nothing allowed so far: exp(-inf - 0) = 0
+            weights, decay = jnp.exp(scores - shift[..., None]), jnp.exp(top - shift)
+            product = _accumulate("bhqk,bhkd->bhqd", weights.astype(value.dtype), value[j])
+            return decay[..., None] * context + product, new_top, decay * total + jnp.sum(weights, axis=-1)
+
+        zeros = jnp.zeros((*lead, block_q), wide)
+        start = jnp.zeros((*lead, block_q, d_v), wide), jnp.full_like(zeros, -jnp.inf), zeros
+        stop = jnp.minimum(-(-(i + 1) * block_q // block_k), k_blocks) if causal else k_blocks
+        context, top, total = lax.fori_loop(0, stop, one_key_block, start)
+        empty = total == 0
+        total = jnp.where(empty, 1.0, total)
+        return (context / total[..., None]).astype(query.dtype), jnp.where(empty, 0.0, top + jnp.log(total))
+
+    out, log_total = lax.map(one_query_block, (jnp.arange(q_blocks), query))
+    return out, (query, key, value, mask, out, log_total)
+
+
+def _chunked_backward(causal: bool, residuals, d_out: Array):
+    query, key, value, mask, out, log_total = residuals
+    q_blocks, _, _, block_q, _ = query.shape
+    k_blocks, _, _, block_k, _ = key.shape
+    wide = log_total.dtype
+    # The softmax's own sum over keys, sum_k weights * d_weights, equals d_out . out.
+    mean = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # [q_blocks, batch, heads, block_q]
+
+    def one_key_block(d_query, arguments):
+        j, key_block, value_block = arguments
+
+        def one_query_block(i, state):
+            d_query, d_key, d_value = state
+            scores = _block_scores(causal, query[i], key_block, mask, (i, j))
+            weights = jnp.exp(scores - log_total[i][..., None])
+            d_weights = _accumulate("bhqd,bhkd->bhqk", d_out[i], value_block)
+            d_scores = (weights * (d_weights - mean[i][..., None])).astype(key.dtype)
+            d_value += _accumulate("bhqk,bhqd->bhkd", weights.astype(d_out.dtype), d_out[i])
+            d_key += _accumulate("bhqk,bhqd->bhkd", d_scores, query[i])
+            return d_query.at[i].add(_accumulate("bhqk,bhkd->bhqd", d_scores, key_block)), d_key, d_value
+
+        first = j * block_k // block_q if causal else 0
+        start = d_query, jnp.zeros(key_block.shape, wide), jnp.zeros(value_block.shape, wide)
+        d_query, d_key, d_value = lax.fori_loop(first, q_blocks, one_query_block, start)
+        return d_query, (d_key.astype(key.dtype), d_value.astype(value.dtype))
+
+    d_query, (d_key, d_value) = lax.scan(
+        one_key_block, jnp.zeros(query.shape, wide), (jnp.arange(k_blocks), key, value)
+    )
+    return d_query.astype(query.dtype), d_key, d_value, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
