@@ -94,12 +94,14 @@ class RecurrentLayer(nn.Module):
             weights["candidate_bias"] = self.param(
                 "candidate_bias", nn.initializers.zeros, (self.features,), jnp.float32
             )
+        # Transposed before the product, while narrow; XLA:CPU has no bfloat16 product that transposes its output.
+        projected = einsum("tbi,io->tbo", jnp.swapaxes(inputs, 0, 1), kernel) + bias
         if carry is None:
-            carry = zero_carry(self.cell, (batch,), self.features, inputs.dtype)
+            carry = zero_carry(self.cell, (batch,), self.features, projected.dtype)
         chex.assert_tree_shape_prefix(carry, (batch, self.features))
         if self.recurrent_dropout and not deterministic:
             shape = (batch, self.features)
-            weights["kept"] = dropout_mask(self.make_rng("dropout"), self.recurrent_dropout, shape, inputs.dtype)
+            weights["kept"] = dropout_mask(self.make_rng("dropout"), self.recurrent_dropout, shape, projected.dtype)
 
         def step(einsum: Einsum, weights: Any, carry: Any, x: Any) -> tuple[Any, Array]:
             projected, real = x
@@ -114,8 +116,6 @@ class RecurrentLayer(nn.Module):
                 return new, output
             return keep_if_masked(real, new, carry), jnp.where(real[:, None], output, 0)
 
-        # Transposed before the product, while narrow; XLA:CPU has no bfloat16 product that transposes its output.
-        projected = einsum("tbi,io->tbo", jnp.swapaxes(inputs, 0, 1), kernel) + bias
         steps = (projected, None if mask is None else mask.T)
         carry, outputs = recurrent_scan(step, weights, carry, steps, reverse=self.reverse, einsum=einsum)
         return jnp.swapaxes(outputs, 0, 1), carry
