@@ -51,10 +51,10 @@ def compiled(search, step, state, **options) -> Hypotheses:
     return jax.device_get(jax.jit(lambda state: search(step, state, **options))(state))
 
 
-def run_with_penalty(penalty, tables, batch, **options):
+def run_with_penalty(penalty, tables, batch, row_max_len=None, **options):
     if isinstance(penalty, str):
-        return jitted(length_penalty=penalty, **options)(tables, batch)
-    return jitted(**options)(tables, batch, penalty)
+        return jitted(length_penalty=penalty, **options)(tables, batch, row_max_len=row_max_len)
+    return jitted(**options)(tables, batch, penalty, row_max_len=row_max_len)
 
 
 def divisor(length, penalty):
@@ -175,9 +175,10 @@ def test_a_wide_beam_is_brute_force_with_ties(levels, seed):
 @settings(max_examples=6, deadline=None)
 def test_a_narrow_beam_loses_nothing_by_stopping_early(penalty, seed, spread):
     tables, batch = random_tables(seed, vocab=8, positions=7, spread=spread), random_batch(seed)
-    found = run_with_penalty(penalty, tables, batch, max_len=7, beam=3, n_best=2)
-    for row in range(3):
-        expected = plain_beam(ToyDecoder(tables), batch, row, penalty, max_len=7, vocab=8, beam=3, n_best=2)
+    limits = np.array([7, *np.random.default_rng(seed).integers(1, 8, 2)])
+    found = run_with_penalty(penalty, tables, batch, row_max_len=limits, max_len=7, beam=3, n_best=2)
+    for row, limit in enumerate(limits):
+        expected = plain_beam(ToyDecoder(tables), batch, row, penalty, max_len=limit, vocab=8, beam=3, n_best=2)
         assert_same(outcomes(found, row), expected)
 
 
@@ -200,7 +201,7 @@ def test_a_beam_of_one_is_greedy(seed, penalty):
 def test_a_beam_of_one_is_greedy_where_tokens_tie_and_sums_round():
     """3 and 4 differ by less than float32 resolves in the sum: ranking sums would take 3, the lower id."""
     only_3 = jnp.array([0.0, -1e9, -1e9, -60.0, -1e9])  # padding takes the rest
-    nearly_even = jnp.array([-1e9, -1e9, -1e9, 0.0, 1e-6])
+    nearly_even = jnp.array([-1e9, -1e9, -1e9, 0.0, 2e-7])
 
     def step(tokens, state):
         logits = jnp.where(state.dynamic[..., None] == 0, only_3, nearly_even)
@@ -282,7 +283,7 @@ def test_the_loop_ends_with_the_last_sentence(search):
 
 
 def test_stopping_waits_for_a_longer_hypothesis_that_wins():
-    """3 ends with 0.4 at once; 4 goes on with certainty, and under an average over its length it wins in the end."""
+    """The end has 0.6 at once; 4 goes on with certainty, and under an average over its length it wins in the end."""
 
     def step(tokens, state):
         position = state.dynamic[..., None]
@@ -295,7 +296,8 @@ def test_stopping_waits_for_a_longer_hypothesis_that_wins():
     state = DecodeState(None, jnp.zeros((1, 1), jnp.int32))
     short = compiled(beam_search, step, state, max_len=9, beam=2)
     long = compiled(beam_search, step, state, max_len=9, beam=2, length_penalty="average")
-    assert (short.lengths.item(), long.lengths.item()) == (1, 6)
+    first = compiled(beam_search, step, state, max_len=9, beam=1, length_penalty="average")
+    assert (short.lengths.item(), long.lengths.item(), first.lengths.item()) == (1, 6, 1)
     np.testing.assert_allclose(long.scores.item(), np.log(0.4) / 6, rtol=1e-6)
 
 
@@ -361,16 +363,15 @@ def test_sorted_distinct_and_well_formed(seed):
 
 
 def test_fewer_sequences_than_asked_leave_empty_slots():
-    def step(tokens, state):  # 3, then the end: one sequence with any probability
-        return (
-            jnp.where(tokens[..., None] == 3, jnp.array([0, 0, 0, -jnp.inf]), jnp.array([0, 0, -jnp.inf, 0])),
-            None,
-            state,
-        )
+    def step(tokens, state):  # 3, then the end: one sequence, with certainty
+        certain = jnp.where(tokens == 3, EOS_ID, 3)
+        return jnp.log(jax.nn.one_hot(certain, 4)), None, state
 
-    found = compiled(beam_search, step, DecodeState(None, jnp.zeros((1, 1))), max_len=5, beam=4, n_best=3)
-    assert found.tokens[0].tolist() == [[3, EOS_ID, 0, 0, 0]] + [[0] * 5] * 2
-    assert found.lengths[0].tolist() == [2, 0, 0] and found.finished[0].tolist() == [True, False, False]
+    state, limits = DecodeState(None, jnp.zeros((2, 1))), np.array([5, 1])
+    found = compiled(beam_search, step, state, max_len=5, beam=4, n_best=3, row_max_len=limits)
+    assert found.tokens.tolist() == [[tokens, [0] * 5, [0] * 5] for tokens in ([3, EOS_ID, 0, 0, 0], [3, 0, 0, 0, 0])]
+    assert found.lengths.tolist() == [[2, 0, 0], [1, 0, 0]]
+    assert found.finished.tolist() == [[True, False, False], [False] * 3]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 

@@ -261,11 +261,9 @@ def _with_truncated(search: _Search, limits: Array, divisors: Array) -> _Ends:
         tokens=search.history.tokens[last, jnp.arange(last.shape[0])],
         parents=search.history.parents[last, jnp.arange(last.shape[0])],
     )
-    n_best = search.pool.scores.shape[1]
     both = _concatenate(search.pool, truncated)
     exists = (both.scores > IMPOSSIBLE / 2).astype(jnp.int32)
-    rank = exists.at[:, :n_best].multiply(2)  # finished, truncated, empty; top_k keeps the order inside each
-    return _gather(both, lax.top_k(rank, n_best)[1])
+    return _gather(both, lax.top_k(exists, search.pool.scores.shape[1])[1])  # keeps the order of those that exist
 
 
 def _traceback(ends: _Ends, history: _History) -> Hypotheses:
