@@ -22,10 +22,11 @@ class Progress:
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("eta"),
-            TimeRemainingColumn(speed_estimate_period=120),
+            TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
+            speed_estimate_period=120,
         )
         self._task: Any = None
 

@@ -277,7 +277,7 @@ def validation_loss(model: Any) -> Callable[[Any, Sequence[Batch]], dict[str, fl
 
     def measure(params: Any, batches: Sequence[Batch]) -> dict[str, float]:
         sums = np.sum([[*map(float, eval_step(params, batch))] for batch in batches], axis=0)
-        _, nll, correct, count = sums
+        _, nll, correct, count = map(float, sums)
         return {"perplexity": math.exp(min(nll / count, 700)), "nll": nll / count, "accuracy": correct / count}
 
     return measure

@@ -173,7 +173,7 @@ def make_train_step(
     def update(state, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), optax.global_norm(grads)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), optax.tree.norm(grads)
 
     update = jax.jit(update, donate_argnums=0)
 
