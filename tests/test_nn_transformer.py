@@ -208,18 +208,18 @@ def test_decoder_block_equals_torch(x64, norm_first):
 # ----------------------------------------------------------------------------------------------- padding and causality
 
 
-def values_and_gradients(block, variables, *args):
-    """Of a loss over the real positions alone, with respect to parameters and the first input."""
+@partial(jax.jit, static_argnums=0)
+def jitted_gradients(block, variables, inputs, rest):
+    def loss(variables, inputs):
+        outputs, weights = block.apply(variables, inputs, *rest)
+        return jnp.sum(jnp.sin(outputs), where=MASK[..., None]), (outputs, weights)
 
-    @jax.jit
-    def run(variables, inputs, *rest):
-        def loss(variables, inputs):
-            outputs, weights = block.apply(variables, inputs, *rest)
-            return jnp.sum(jnp.sin(outputs), where=MASK[..., None]), (outputs, weights)
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, inputs)
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(variables, inputs)
 
-    (d_variables, d_inputs), (outputs, weights) = jax.device_get(run(variables, *args))
+def values_and_gradients(block, variables, inputs, *rest):
+    """Of a loss over the real positions alone, with respect to parameters and inputs."""
+    (d_variables, d_inputs), (outputs, weights) = jax.device_get(jitted_gradients(block, variables, inputs, rest))
     return outputs, weights, d_variables, d_inputs
 
 
