@@ -71,7 +71,7 @@ def test_bad_windows():
 
 
 def by_the_papers_sum(probabilities):
-    """Raffel et al., section 2.3, as three loops: stop at j after walking from any k <= j where the last step stopped."""
+    """Raffel et al., section 2.3, as loops: stop at j after walking from any k <= j where the last step stopped."""
     q_len, kv_len = probabilities.shape
     weights, previous = np.zeros((q_len, kv_len)), np.eye(kv_len)[0]
     for i, p in enumerate(probabilities):

@@ -134,9 +134,9 @@ def test_bfloat16_scores_are_normalised_in_float32(normalize):
 
 
 def test_blocked_by_minus_infinity():
-    scores = jnp.array([0.0, -jnp.inf])
+    scores = jnp.array([[0.0, -jnp.inf], [-jnp.inf, -jnp.inf]])
     for normalize in NORMALIZERS.values():
-        np.testing.assert_array_equal(normalize(scores), [1, 0])
+        np.testing.assert_array_equal(normalize(scores), [[1, 0], [0, 0]])
 
 
 def test_unmasked_nan_is_never_hidden():

@@ -3,9 +3,9 @@
 All three are members of one family, alpha-entmax (alpha = 1, 2 and 1.5): the larger alpha, the more weights are exactly
 zero. They differ only in how they solve for the weights; their derivative is one formula, shared here.
 
-Every normaliser treats a mask in the same way: a masked position gets exactly 0 and no gradient, and a row without any
-position to attend to gives zeros and zero gradients, never NaN. The work is done in float32 or better, along the last
-axis, and the weights come back in the dtype of the scores.
+Every normaliser treats a mask in the same way: a masked position (or one with a score of -inf) gets exactly 0 and no
+gradient, and a row without any position to attend to gives zeros and zero gradients, never NaN. The work is done in
+float32 or better, along the last axis, and the weights come back in the dtype of the scores.
 
 References:
   Martins & Astudillo, From Softmax to Sparsemax, 2016, arXiv:1602.02068.
@@ -112,10 +112,10 @@ def _normalize(scores: Array, mask: Array | None, temperature: float | Array, al
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _entmax(scores: Array, mask: Array, alpha: float) -> Array:
-    top = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
-    top = jnp.where(top == -jnp.inf, 0.0, top)  # a fully masked row has no largest score
+    mask = mask & (scores != -jnp.inf)
+    top = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=jnp.finfo(scores.dtype).min)
     solve = {1.0: _softmax_weights, 1.5: _entmax15_weights, 2.0: _sparsemax_weights}[alpha]
-    return solve(jnp.where(mask, scores - top, 0.0), jnp.broadcast_to(mask, scores.shape))
+    return solve(jnp.where(mask, scores - top, 0.0), mask)
 
 
 @_entmax.defjvp
