@@ -98,6 +98,8 @@ class Train:
     """Stop after so many validations without a new best; 0: never."""
     batch_tokens: int = 2048
     """Source and target tokens of a batch, padding included."""
+    buckets: int = 8
+    """Most shapes of a batch; each is compiled once."""
     max_len: int = 128
     """Pairs with a longer side, in tokens, are left out (and counted)."""
     learning_rate: float = 1e-3
@@ -136,7 +138,7 @@ class Train:
                 vocab_size=self.vocab_size,
                 separate=self.separate,
                 lowercase=self.lowercase,
-                batching=BatchConfig(batch_tokens=self.batch_tokens, max_len=self.max_len),
+                batching=BatchConfig(batch_tokens=self.batch_tokens, num_buckets=self.buckets, max_len=self.max_len),
             ),
             family=self.model,
             model=model_settings(self),

@@ -89,7 +89,9 @@ def run_demo(
     started = time.perf_counter()
     parts = split(config.train, config.valid, config.test, config.seed)
     train_pairs, _, test_pairs = parts
-    on_event("note", {"text": f"{sum(map(len, parts)):,} sentence pairs drawn in {time.perf_counter() - started:.1f} s"})
+    on_event(
+        "note", {"text": f"{sum(map(len, parts)):,} sentence pairs drawn in {time.perf_counter() - started:.1f} s"}
+    )
     run = RunConfig(
         data=DataConfig(
             src=Path("grammar.en"),
@@ -114,12 +116,19 @@ def run_demo(
     translator, _ = train_on_text(run, *texts, out, {}, False, overwrite, on_event)
     result = measure(translator, train_pairs, test_pairs)
     _draw(translator, test_pairs, result, Path(out))
-    record = {"bleu": result.bleu, "signature": result.signature, "baseline_bleu": result.baseline_bleu, "aer": result.aer}
+    record = {
+        "bleu": result.bleu,
+        "signature": result.signature,
+        "baseline_bleu": result.baseline_bleu,
+        "aer": result.aer,
+    }
     (Path(out) / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def measure(translator: Translator, train_pairs: Sequence[AlignedPair], test_pairs: Sequence[AlignedPair]) -> DemoResult:
+def measure(
+    translator: Translator, train_pairs: Sequence[AlignedPair], test_pairs: Sequence[AlignedPair]
+) -> DemoResult:
     """BLEU and alignment error on held-out pairs, with the word-for-word baseline."""
     src, tgt = ([" ".join(side) for side in sides] for sides in zip(*((p.src, p.tgt) for p in test_pairs), strict=True))
     score = bleu([found[0].text for found in translator(src, beam=1)], tgt)
@@ -159,7 +168,9 @@ def example_of(hypotheses: Sequence[Translation], reference: str | None = None) 
     return AttentionExample(
         src_tokens=hypotheses[0].src_tokens,
         hypotheses=[
-            AttentionHypothesis(h.tokens, np.asarray(h.attention), text=h.text, score=h.score) for h in hypotheses if h.tokens
+            AttentionHypothesis(tokens=h.tokens, weights=np.asarray(h.attention), text=h.text, score=h.score)
+            for h in hypotheses
+            if h.tokens
         ],
         reference=reference,
     )

@@ -144,6 +144,8 @@ class Translator:
           For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists, in
           the order given. A blank sentence has one blank translation.
         """
+        if not 1 <= n_best <= beam:
+            raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
         if isinstance(text, str):
             options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_len": max_len}
             return self([text], batch_tokens=batch_tokens, **options)[0]

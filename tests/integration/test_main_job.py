@@ -24,7 +24,18 @@ TINY = ["embed_dim=16", "encoder_hidden=16", "decoder_hidden=32", "dropout=0.1"]
 
 def train_command(text, out, *more):
     files = ["--src", text / "train.en", "--tgt", text / "train.fr.gz", "--valid-src", text / "valid.tsv"]
-    options = ["--vocab-size", "200", "--batch-tokens", "1024", "--precision", "float32", "--warmup", "20"]
+    options = [
+        "--vocab-size",
+        "200",
+        "--batch-tokens",
+        "1024",
+        "--buckets",
+        "2",
+        "--precision",
+        "float32",
+        "--warmup",
+        "20",
+    ]
     return [*map(str, ["train", *files, "--out", out, *options, *more, "--set", *TINY])]
 
 
@@ -238,7 +249,8 @@ def test_damaged_model_folder(trained, tmp_path, capsys, monkeypatch, name, dama
     assert name in fails(capsys, "translate", folder)
 
 
-def test_other_errors(trained, text, tmp_path, capsys):
+def test_other_errors(trained, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
     assert "unknown language token" in fails(capsys, "attend", trained, ">>xx<< hello", "--out", tmp_path / "a.html")
     assert "n_best" in fails(capsys, "translate", trained, "--n-best", "9", "--beam", "2")
     assert "expected a sentence" in fails(capsys, "attend", trained, " ")
