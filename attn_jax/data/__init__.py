@@ -1,0 +1,1 @@
+"""Text, vocabularies, batches, synthetic tasks and the bundled grammar."""

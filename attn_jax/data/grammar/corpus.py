@@ -30,6 +30,7 @@ def generate(num: int, seed: int = 0) -> list[AlignedPair]:
 
     >>> pair = generate(4, seed=0)[3]
     >>> print(" ".join(pair.src), "|", " ".join(pair.tgt))
+    where is the shoe ? | où est la chaussure ?
     """
     if num < 0:
         raise ValueError(f"expected a number of pairs >= 0, found {num}")
