@@ -16,6 +16,7 @@ from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.functional.recurrence import CELLS
 from attn_jax.functional.scores import additive_scores
+from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.recurrent import RecurrentStack
 from attn_jax.nn.transformer import ACTIVATIONS, TransformerEncoder
 
@@ -173,7 +174,7 @@ class ClassifierHead(nn.Module):
             pooled = jnp.einsum("bt,btd->bd", weights, states)
         else:
             weights, pooled = None, pool(states, mask, self.pooling)
-        pooled = nn.Dropout(self.dropout)(pooled, deterministic=deterministic)
+        pooled = Dropout(self.dropout)(pooled, deterministic=deterministic)
         kernel = self.param("kernel", glorot, (width, self.num_outputs))
         return einsum("...i,io->...o", pooled, kernel) + self.param(
             "bias", nn.initializers.zeros, (self.num_outputs,)
@@ -259,7 +260,7 @@ class TransformerClassifier(nn.Module):
         names = ("num_heads", "ffn_dim", "activation", "norm_first", "dropout", "precision")
         block = {"features": c.d_model} | {name: getattr(c, name) for name in names}
         self.encoder = TransformerEncoder(c.num_layers, block)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         self.head = ClassifierHead(c.num_outputs, c.pooling, c.dropout, c.precision)
 
     def __call__(self, inputs: Array, mask: Array | None = None, *, deterministic: bool = True) -> tuple[Array, Array]:

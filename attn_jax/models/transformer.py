@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.models.protocol import BOS_ID, Batch, DecodeState, StepOutput
+from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.transformer import ACTIVATIONS, Cache, DecoderBlock, TransformerEncoder
 
 Array = jax.Array
@@ -122,7 +123,7 @@ class Transformer(nn.Module):
         self.decoder = [DecoderBlock(**c.block) for _ in range(c.decoder_layers)]
         if c.norm_first:
             self.decoder_norm = nn.LayerNorm(c.norm_epsilon)
-        self.drop = nn.Dropout(c.dropout)
+        self.drop = Dropout(c.dropout)
         if not c.tie_embeddings:
             kernel_shape = (c.d_model, c.tgt_vocab_size)
             self.output_kernel = self.param("output_kernel", nn.initializers.glorot_uniform(), kernel_shape)

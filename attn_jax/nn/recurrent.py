@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.functional.recurrence import CELLS, Einsum, keep_if_masked, recurrent_scan
+from attn_jax.nn.dropout import Dropout, dropout_mask
 
 Array = jax.Array
 
@@ -41,11 +42,6 @@ def zero_carry(cell: str, leading: tuple[int, ...], hidden: int, dtype: Any = jn
     """The state before the first step: zeros ``[*leading, hidden]``, twice for an LSTM."""
     zeros = jnp.zeros((*leading, hidden), dtype)
     return (zeros, zeros) if CELLS[cell].paired else zeros
-
-
-def dropout_mask(rng: Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Inverted dropout as a factor: 0 with probability ``rate``, else ``1 / (1 - rate)``."""
-    return jax.random.bernoulli(rng, 1 - rate, shape).astype(dtype) / (1 - rate)
 
 
 class RecurrentLayer(nn.Module):
@@ -226,7 +222,7 @@ class RecurrentStack(nn.Module):
             below = outputs
             if index:
                 time_axis = (1,) if self.variational else ()
-                below = nn.Dropout(self.dropout, broadcast_dims=time_axis)(below, deterministic=deterministic)
+                below = Dropout(self.dropout, broadcast_dims=time_axis)(below, deterministic=deterministic)
             start = None if carry is None else carry[index]
             above, last = layer(self.features, name=f"layer_{index}", **options)(
                 below, mask, start, deterministic=deterministic

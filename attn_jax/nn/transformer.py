@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from attn_jax.functional.masks import causal_mask, expand_mask
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.nn.attention import Memory, MultiHeadAttention
-from attn_jax.nn.recurrent import dropout_mask
+from attn_jax.nn.dropout import Dropout, dropout_mask
 
 Array = jax.Array
 
@@ -49,7 +49,7 @@ class FeedForward(nn.Module):
         glorot, zeros = nn.initializers.glorot_uniform(), nn.initializers.zeros
         hidden = einsum("bti,io->bto", inputs, self.param("in_kernel", glorot, (width, self.hidden)))
         hidden = ACTIVATIONS[self.activation](hidden + self.param("in_bias", zeros, (self.hidden,)))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        hidden = Dropout(self.dropout)(hidden, deterministic=deterministic)
         outputs = einsum("bti,io->bto", hidden, self.param("out_kernel", glorot, (self.hidden, width)))
         return outputs + self.param("out_bias", zeros, (width,))
 
@@ -105,7 +105,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(self.norm_epsilon)
         self.ffn = FeedForward(self.ffn_dim, self.activation, self.dropout, self.precision)
         self.ffn_norm = nn.LayerNorm(self.norm_epsilon)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def new_attention(self) -> MultiHeadAttention:
         """A multi-head attention of this block's width."""
