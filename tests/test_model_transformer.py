@@ -242,7 +242,7 @@ def test_the_reported_map_is_the_mean_over_heads_of_the_alignment_layer(layer):
 
 
 def steps(model, variables, batch, fed, state):
-    """Feeds ``[batch, beam, time]`` tokens; gives logits and weights ``[batch, beam, time, ...]`` and the last state."""
+    """Feeds ``[batch, beam, time]`` tokens; gives logits and weights ``[batch, beam, time, ...]`` and the state."""
     logits, weights = [], []
     for t in range(fed.shape[2]):
         out = apply(model, variables, fed[:, :, t], state, method="step")
@@ -353,7 +353,7 @@ def test_it_learns_three_pairs_by_heart(rng):
         found = beam_search(step, model.apply(variables, batch, 4, method="start"), max_len=4, beam=1)
         return loss(variables), found.tokens[:, 0]
 
-    final, tokens = fit(model.init(rng, batch))
+    final, tokens = fit(jax.jit(model.init)(rng, batch))
     assert final < 0.05
     np.testing.assert_array_equal(tokens, batch.tgt)
 
