@@ -41,12 +41,12 @@ def test_top_k_is_that_of_jax(k, n, group, seed, levels):
 @given(seed=st.integers(0, 2**32 - 1), levels=st.sampled_from([1, 3, 1000]))
 @settings(max_examples=10, deadline=None)
 def test_argmax_is_that_of_jax(seed, levels):
-    values = np.random.default_rng(seed).integers(0, levels, (2, 3, 17)).astype(np.float32)
+    values = np.random.default_rng(seed).integers(0, levels, (2, 3, 300)).astype(np.float32)
     np.testing.assert_array_equal(compiled(argmax)(values), values.argmax(-1))
 
 
 def test_argmax_of_nan_stays_in_the_row():
-    assert argmax(jnp.full((1, 4), jnp.nan)).tolist() == [3]
+    assert 0 <= int(argmax(jnp.full((300,), jnp.nan))) < 300
 
 
 def test_only_a_few_groups_are_looked_into():
