@@ -255,6 +255,20 @@ def test_padding_never_matters_to_the_decoder(x64, norm_first):
 
 
 @NORMS
+def test_a_position_masked_in_the_middle_is_as_if_it_were_not_there(x64, norm_first):
+    # The causal mask alone hides padding at the end from the decoder; a gap needs the mask.
+    real = [0, 2, 3]
+    mask = np.broadcast_to(np.isin(np.arange(TIME), real), (BATCH, TIME))
+    for (block, variables), rest in (
+        (encoder(norm_first=norm_first), ()),
+        (decoder(norm_first=norm_first), (source(),)),
+    ):
+        outputs, _ = apply(block, variables, sequence(), *rest, mask)
+        without, _ = apply(block, variables, sequence()[:, real], *rest)
+        np.testing.assert_allclose(outputs[:, real], without, atol=1e-12)
+
+
+@NORMS
 def test_no_position_sees_the_future(norm_first):
     block, variables = decoder(norm_first=norm_first)
     outputs = lambda inputs: block.apply(variables, inputs, source())[0]  # noqa: E731
