@@ -28,9 +28,9 @@ def generate(num: int, seed: int = 0) -> list[AlignedPair]:
     Raises:
       ValueError: ``num`` is negative.
 
-    >>> pair = generate(4, seed=0)[3]
+    >>> pair = generate(7, seed=0)[6]
     >>> print(" ".join(pair.src), "|", " ".join(pair.tgt))
-    where is the shoe ? | où est la chaussure ?
+    she was coming from this church . | elle venait de cette église .
     """
     if num < 0:
         raise ValueError(f"expected a number of pairs >= 0, found {num}")

@@ -175,12 +175,12 @@ _NOUNS = {
     "person by": "man:men homme m, woman:women femme f, boy garçon m, girl fille f, child:children enfant m, "
     "king roi m, queen reine f, hero:heroes héros m",
     "person by kin": "father père m, mother mère f, brother frère m, sister sœur f, uncle oncle m, friend ami m, "
-    "neighbour voisin m, grandmother grand-mère:grands-mères f",
+    "grandmother grand-mère:grands-mères f",
     "animal by over": "cat chat m, dog chien m, fox renard m, horse cheval m, bird oiseau m, mouse:mice souris f, "
-    "wolf:wolves loup m, lion lion m, rabbit lapin m, elephant éléphant m, owl hibou:hiboux m, frog grenouille f",
+    "wolf:wolves loup m, rabbit lapin m, elephant éléphant m, owl hibou:hiboux m, frog grenouille f",
     "thing": "key clé f, hat chapeau m, shoe chaussure f, umbrella parapluie m, phone téléphone m, ball ballon m, "
-    "gift cadeau m, flower fleur f",
-    "thing open": "bag sac m, bottle bouteille f",
+    "flower fleur f",
+    "thing open": "bottle bouteille f",
     "thing open in over": "box boîte f",
     "thing open written": "letter lettre f, book livre m",
     "thing on under by over": "table table f, chair chaise f",
@@ -188,16 +188,15 @@ _NOUNS = {
     "furniture by open": "door porte f, window fenêtre f",
     "furniture under by": "tree arbre m",
     "vehicle in by": "car voiture f, train train m, boat bateau m",
-    "vehicle by": "bicycle vélo m",
-    "work written heard": "song chanson f, story histoire f",
-    "snack": "apple pomme f, egg œuf m, cake gâteau:gâteaux m, tomato:tomatoes tomate f",
-    "food": "bread pain m, meat viande f, cheese fromage m, soup soupe f",
-    "drink": "water eau f, milk lait m, coffee café m, wine vin m",
+    "work written": "song chanson f, story histoire f",
+    "snack": "apple pomme f, egg œuf m, cake gâteau:gâteaux m",
+    "food": "bread pain m, meat viande f, cheese fromage m",
+    "drink": "water eau f, milk lait m, coffee café m",
     "place in by home": "house maison f",
-    "place in by home to": "village village m, city ville f",
+    "place in by home to": "city ville f",
     "place in by": "garden jardin m, kitchen cuisine f",
     "place in by to": "school école f, church église f, hotel hôtel m, hospital hôpital m, market marché m, "
-    "park parc m, station gare f, restaurant restaurant m",
+    "park parc m, station gare f",
     "place on by to": "beach plage f",
     "place on by under": "bridge pont m",
     "place by over": "river rivière f",
@@ -240,19 +239,18 @@ size    | person animal thing vehicle furniture place snack : big grand, small p
 size    | person animal : young jeune
 size    | person animal thing vehicle furniture place : old vieux vieille vieil, beautiful+ beau belle bel
 size    | thing vehicle furniture place : new nouveau nouvelle nouvel
-size    | thing furniture work : pretty joli
 size    | person work food drink snack : good bon bonne, bad mauvais
-quality | person animal : lazy paresseux, intelligent+ intelligent, happy heureux, sad triste, strong fort
+quality | person animal : lazy paresseux, intelligent+ intelligent, happy heureux, sad triste
 quality | person animal : tired+ fatigué, brave courageux
-quality | person : rich riche, famous+ célèbre
+quality | person : famous+ célèbre
 quality | animal vehicle : quick rapide, dangerous+ dangereux
-quality | thing vehicle furniture : expensive+ cher chère, dirty sale
+quality | thing vehicle furniture : expensive+ cher chère
 quality | place vehicle : modern+ moderne
 quality | place : quiet calme
 quality | work : funny drôle, interesting+ intéressant
 quality | food drink snack : fresh frais fraîche, delicious délicieux
 colour  | animal thing vehicle furniture : black noir, white blanc blanche, brown brun
-colour  | thing vehicle furniture : red rouge, green vert, blue bleu
+colour  | thing vehicle furniture : red rouge, blue bleu
 """
 
 
@@ -285,7 +283,6 @@ run runs ran running | courir cours court courons courez courent couru courr- | 
 jump jumps jumped jumping | sauter | - ; over/par-dessus: over
 swim swims swam swimming | nager | -
 walk walks walked walking | marcher | -
-play plays played playing | jouer | -
 work works worked working | travailler | - | person for
 sing sings sang singing | chanter | - | person for
 arrive arrives arrived arriving | arriver | - | être
@@ -296,7 +293,6 @@ go goes went going | aller vais va allons allez vont allé ir- | to/à: to | êt
 live lives lived living | habiter | in/dans: home; near/près_de: to | person imparfait stative
 talk talks talked talking | parler | to/à: person | person
 look looks looked looking | regarder | at/: person animal thing vehicle
-listen listens listened listening | écouter | to/: person heard | person
 wait waits waited waiting | attendre attends attend attendons attendez attendent attendu | for/: person vehicle
 answer answers answered answering | répondre réponds répond répondons répondez répondent répondu | /à: person | person
 eat eats ate eating | manger | : food snack
@@ -307,19 +303,14 @@ love loves loved loving | aimer | : person animal food drink snack | stative imp
 know knows knew knowing | connaître connais connaît connaissons connaissez connaissent connu | : person work place | \
 stative imparfait person
 have has had having | avoir ai a avons avez ont eu aur- | : animal thing vehicle | stative imparfait person
-want wants wanted wanting | vouloir veux veut voulons voulez veulent voulu voudr- | : animal thing vehicle snack | \
-stative imparfait person
 buy buys bought buying | acheter achète achète achetons achetez achètent acheté achèter- | : thing vehicle snack food \
 | person for
-sell sells sold selling | vendre vends vend vendons vendez vendent vendu | : thing vehicle snack food drink | person
 open opens opened opening | ouvrir ouvre ouvre ouvrons ouvrez ouvrent ouvert | : open | person
-close closes closed closing | fermer | : open | person
 write writes wrote writing | écrire écris écrit écrivons écrivez écrivent écrit | : written | person for
 take takes took taking | prendre prends prend prenons prenez prennent pris | : thing | person
 help helps helped helping | aider | : person | person
 forget forgets forgot forgetting | oublier | : person thing work | person stative
 give gives gave giving | donner | : thing snack | person recipient
-show shows showed showing | montrer | : thing animal | person recipient
 """
 
 
