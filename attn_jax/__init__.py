@@ -40,7 +40,7 @@ _HOME = {
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}
 
-__all__ = sorted([*_ROOM_OF, "__version__"])
+__all__ = ["__version__", *_ROOM_OF]  # noqa: PLE0604 (strings, all of them)
 
 
 def __getattr__(name: str):

@@ -141,8 +141,8 @@ class Translator:
           batch_tokens: source tokens that are searched at once.
 
         Returns:
-          For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists, in
-          the order given. A blank sentence has one blank translation.
+          For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists,
+          in the order given. A blank sentence has one blank translation.
         """
         if not 1 <= n_best <= beam:
             raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
@@ -172,7 +172,7 @@ class Translator:
             token = _LANGUAGE_TOKEN.match(sentence.lstrip())
             if token and token[0] not in self.src_vocab.pieces(self.src_vocab.encode(token[0])):
                 raise ValueError(
-                    f"line {number}: unknown language token {token[0]}; this model knows one pair of languages: remove it"
+                    f"line {number}: unknown language token {token[0]}; this model has one pair of languages, remove it"
                 )
 
     def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
@@ -206,7 +206,8 @@ class Translator:
         """Forced decoding: what the model thinks of given pairs, token by token, and where it looks.
 
         Args:
-          src, tgt: as many sentences each.
+          src: source sentences.
+          tgt: as many target sentences.
           batch_tokens: tokens that are scored at once.
 
         Raises:

@@ -194,8 +194,9 @@ def train_on_text(
         params=base.params if base else None,
     )
     save(result.params, result.metrics)
-    journal.log(result.step, {"kind": "end", "minutes": (time.perf_counter() - started) / 60, "averaged": result.averaged,
-                              **result.metrics, "traces": dict(result.traces)})  # fmt: skip
+    minutes = (time.perf_counter() - started) / 60
+    end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": dict(result.traces)}
+    journal.log(result.step, {**end, **result.metrics})
     return translator, result
 
 
@@ -259,9 +260,10 @@ def model_card(config: RunConfig, translator: Translator, metrics: Mapping[str, 
     found = "\n".join(f"- {name}: {value:.4g}" for name, value in metrics.items())
     names = {"source": config.data.src, "target": config.data.tgt or config.data.src}
     trained = "\n".join(f"- {side}: {Path(path).name}" for side, path in names.items())
+    pieces = f"{len(translator.src_vocab):,} and {len(translator.tgt_vocab):,} pieces"
+    cased = ", lower-cased" if translator.src_vocab.lowercase else ""
     return (
-        f"# A {config.family} translation model\n\n{size:,} parameters; vocabularies of {len(translator.src_vocab):,} and "
-        f"{len(translator.tgt_vocab):,} pieces{', lower-cased' if translator.src_vocab.lowercase else ''}.\n\n"
+        f"# A {config.family} translation model\n\n{size:,} parameters; vocabularies of {pieces}{cased}.\n\n"
         f"## Trained on\n\n{trained}\n\n## Validation (greedy)\n\n{found}\n\n"
         "Attention shows where the model looked; by itself it does not explain why it wrote a word.\n"
     )

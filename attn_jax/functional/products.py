@@ -71,7 +71,8 @@ def _transposed_product(a: Array, d: Array) -> Array:
     """``a^T d`` of bfloat16 ``a [n, i]`` and ``d [n, o]``, float32.
 
     XLA folds a plain transpose into the product, and on CPU a product over the leading axis of both bfloat16 operands
-    leaves the matrix unit: 3.4 times slower at 880 x 512 x 2048. A row that is cut off afterwards keeps the transpose apart.
+    leaves the matrix unit: 3.4 times slower at 880 x 512 x 2048. A row that is cut off afterwards keeps the transpose
+      apart.
     """
     left = jnp.concatenate([a.T, jnp.zeros((1, a.shape[0]), a.dtype)])
     return jnp.einsum("in,no->io", left, d, preferred_element_type=jnp.float32)[:-1]

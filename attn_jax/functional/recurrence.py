@@ -1,8 +1,8 @@
-"""Recurrences: the equations of the RNN, GRU and LSTM cells, and the scan that runs them with deferred weight gradients.
+"""Recurrences: the RNN, GRU and LSTM cells, and the scan that runs them with deferred weight gradients.
 
-A cell is a plain function ``cell(einsum, weights, carry, x) -> (carry, output)``. ``x`` is the *projected* input (everything
-that does not depend on the carry is multiplied once for all steps, outside the loop), and the only product left in the cell
-is the one with the hidden state.
+A cell is a plain function ``cell(einsum, weights, carry, x) -> (carry, output)``. ``x`` is the *projected* input
+(everything that does not depend on the carry is multiplied once for all steps, outside the loop), and the only product
+left in the cell is the one with the hidden state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _tapped_jvp(primals, tangents):
 
 
 class _DeferredEinsum:
-    """An einsum for one step: products with a constant leaf are recorded, and their weight gradient is left to the taps."""
+    """An einsum for one step: products with a constant leaf are recorded, their weight gradient is left to the taps."""
 
     def __init__(self, einsum: Einsum, leaves: list[Array], taps: list[Array] | None):
         self.einsum, self.leaves, self.taps = einsum, leaves, taps
@@ -73,12 +73,15 @@ def recurrent_scan(
 ) -> tuple[Any, Any]:
     """Scans ``carry, output = step(einsum, weights, carry, input)`` over the first axis of ``inputs``.
 
-    With ``deferred`` the gradient of a matrix ``W`` of ``weights`` that the step multiplies through ``einsum(equation, operand,
+    With ``deferred`` the gradient of a matrix ``W`` of ``weights`` that the step multiplies through
+    ``einsum(equation, operand,
     W)`` is not accumulated inside the backward loop, one small product a step. The loop only collects the gradients
-    ``d_t`` of the products, and one large product after it gives ``dW = sum_t operand_t^T d_t``. The values are the same;
-    the products are large enough to run at the speed of the machine. Attention memories in ``weights`` profit alike. Leaves
-    used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``: for forward mode (jvp, Hessians)
-    set ``deferred=False``.
+    ``d_t`` of the products, and one large product after it gives ``dW = sum_t operand_t^T d_t``. The values are the
+    same;
+    the products are large enough to run at the speed of the machine. Attention memories in ``weights`` profit alike.
+    Leaves
+    used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``: for forward mode (jvp,
+    Hessians) set ``deferred=False``.
 
     Args:
       step: a pure function; it must close over no tracer, so everything it reads comes in ``weights``.
@@ -264,8 +267,8 @@ def gru_cell(einsum: Einsum, weights: Mapping[str, Array], carry: Array, x: Arra
 
     Args:
       einsum: the product to use.
-      weights: ``{"recurrent": [hidden, 3 * hidden], "candidate_bias": [hidden]}``, gates in the order r, z, n. The candidate
-        keeps a bias of its own because the reset gate multiplies it.
+      weights: ``{"recurrent": [hidden, 3 * hidden], "candidate_bias": [hidden]}``, gates in the order r, z, n. The
+        candidate keeps a bias of its own because the reset gate multiplies it.
       carry: ``[..., hidden]``.
       x: projected input with its bias, ``[..., 3 * hidden]``.
 
@@ -273,8 +276,8 @@ def gru_cell(einsum: Einsum, weights: Mapping[str, Array], carry: Array, x: Arra
       The new carry and the output, which are the same array.
 
     References:
-      Cho et al., Learning phrase representations using RNN encoder-decoder (2014), arXiv:1406.1078, in the form of cuDNN
-      and PyTorch, where the reset gate acts after the product.
+      Cho et al., Learning phrase representations using RNN encoder-decoder (2014), arXiv:1406.1078, in the form of
+      cuDNN and PyTorch, where the reset gate acts after the product.
 
     Example:
       >>> weights = {"recurrent": jnp.zeros((1, 3)), "candidate_bias": jnp.zeros(1)}

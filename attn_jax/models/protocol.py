@@ -23,7 +23,8 @@ class Batch:
       tgt: ``[batch, tgt_len]`` int32 ids, ending with ``EOS_ID`` and without ``BOS_ID``; or floats as ``src``.
         None when there is nothing to compare with (decoding).
       tgt_mask: ``[batch, tgt_len]`` bool, or None with ``tgt``.
-      tgt_index: ``[capacity]`` int32, the flat positions ``row * tgt_len + column`` of the real target tokens, each once,
+      tgt_index: ``[capacity]`` int32, the flat positions ``row * tgt_len + column`` of the real target tokens, each
+        once,
         filled up with ``batch * tgt_len`` (one past the end). With it the loss computes logits for real tokens only.
     """
 

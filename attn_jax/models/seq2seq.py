@@ -38,12 +38,14 @@ class Seq2SeqConfig:
       bidirectional: reads the source in both directions.
       attention: a name of `attn_jax.nn.attention.ATTENTIONS`, or None.
       attention_features: width of the mechanisms that have one (additive, concat, multi-head); 0: ``decoder_hidden``.
-      attention_options: further settings of the mechanism, for example ``{"num_heads": 4}`` or ``{"normalizer": "sparsemax"}``.
+      attention_options: further settings of the mechanism, for example ``{"num_heads": 4}`` or ``{"normalizer":
+        "sparsemax"}``.
       attend_first: attends with the previous state and feeds the context (Bahdanau); else recurs first (Luong).
       query_with_input: attends with ``[embedding; state]``.
       input_feeding: feeds the last features back (Luong).
       readout: ``attentional``, ``concat`` or ``state``, see `attn_jax.nn.decoder.AttentionDecoder`.
-      readout_features: width of the attentional readout; 0: ``decoder_hidden``, or ``embed_dim`` with ``tie_embeddings``.
+      readout_features: width of the attentional readout; 0: ``decoder_hidden``, or ``embed_dim`` with
+        ``tie_embeddings``.
       bridge: encoder to decoder state: ``dense`` projects it, ``copy`` hands it over (equal widths), ``zero`` does not.
       tie_embeddings: the target embedding is the output layer too (Press and Wolf, 2017, arXiv:1608.05859).
       share_embeddings: one embedding for source and target (they share a vocabulary).
@@ -98,7 +100,8 @@ class Seq2SeqConfig:
             sizes = getattr(self, f"{side}_vocab_size"), getattr(self, f"{side}_features")
             if (sizes[0] > 0) == (sizes[1] > 0):
                 raise ValueError(
-                    f"give either {side}_vocab_size (words) or {side}_features (continuous), found {sizes[0]} and {sizes[1]}"
+                    f"give either {side}_vocab_size (words) or {side}_features (continuous), "
+                    f"found {sizes[0]} and {sizes[1]}"
                 )
         for name in ("embed_dim", "encoder_hidden", "decoder_hidden", "encoder_layers", "decoder_layers"):
             if getattr(self, name) < 1:
@@ -141,6 +144,7 @@ class Seq2Seq(nn.Module):
     config: Seq2SeqConfig
 
     def setup(self):
+        """Builds embeddings, stacks, the bridge and the output layer from the config."""
         c = self.config
         embedding = nn.initializers.normal(c.embed_dim**-0.5)
         self.src_embed = (
@@ -253,7 +257,8 @@ class Seq2Seq(nn.Module):
         Args:
           batch: with targets.
           deterministic: turns dropout off.
-          teacher_forcing: the probability, a traced scalar, that a position is fed the true token before it; otherwise it
+          teacher_forcing: the probability, a traced scalar, that a position is fed the true token before it;
+          otherwise it
             is fed the model's own. One coin a token, from the ``sampling`` stream. A gradient-free scan draws the mixed
             inputs first, with the same dropout. None: always the true one, and no such scan. (Bengio et al., 2015,
             arXiv:1506.03099)
@@ -276,7 +281,7 @@ class Seq2Seq(nn.Module):
         return self.decoder(embedded, keys, batch.src_mask, carry, masks=masks)
 
     def _mixed_inputs(self, inputs, probability, keys, src_mask, carry, masks, input_mask) -> Array:
-        """Each input is the true one or, if its coin falls so, what the model itself says after the inputs before it."""
+        """Each input is the true one or, if its coin falls so, what the model says after the inputs before it."""
         params, einsum = self.decoder.raw_params(), PRECISIONS[self.config.precision]
         pure = self.decoder.clone(parent=None)
         kernel, bias, vocab_first = self.output_weights()
@@ -310,7 +315,7 @@ class Seq2Seq(nn.Module):
         return jax.lax.stop_gradient(jnp.swapaxes(tokens, 0, 1))
 
     def output_weights(self) -> tuple[Array, Array, bool]:
-        """The output layer's kernel and bias, and whether the kernel is ``[vocab, width]`` (tied) or ``[width, vocab]``."""
+        """The output layer: kernel, bias, and whether the kernel is ``[vocab, width]`` (tied) or ``[width, vocab]``."""
         if self.config.tie_embeddings:
             return self.tgt_embed.variables["params"]["embedding"], self.output_bias, True
         return self.output_kernel, self.output_bias, False

@@ -1,8 +1,9 @@
 """The recurrent attention decoder: recurrent layers that look at a memory at every step.
 
-One step is a pure function of raw arrays. Training scans it over a known target (`AttentionDecoder.__call__`), a search calls it
-with a beam (`AttentionDecoder.step`): the beam, like the single time step of the scan, is the attention's ``q_len`` axis.
-Whatever does not feed back into the next step is computed after the loop, for all steps at once.
+One step is a pure function of raw arrays. Training scans it over a known target (`AttentionDecoder.__call__`), a
+search calls it
+with a beam (`AttentionDecoder.step`): the beam, like the single time step of the scan, is the attention's ``q_len``
+axis. Whatever does not feed back into the next step is computed after the loop, for all steps at once.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ READOUTS = ("attentional", "concat", "state")
 
 
 class DecoderState(NamedTuple):
-    """What feeds back: one carry a layer (leaves ``[batch, q, hidden]``), and the last features ``[batch, q, features]``."""
+    """What feeds back: each layer's carry ``[batch, q, hidden]``, and the last features ``[batch, q, features]``."""
 
     layers: tuple
     fed: Array | None
 
 
 class DecoderMasks(NamedTuple):
-    """Dropout factors of one batch, drawn before the loop, ``[time or 1, batch, 1, units]``: between layers, on the features."""
+    """Dropout factors of a batch, ``[time or 1, batch, 1, units]``, drawn before the loop."""
 
     layers: tuple[Array, ...]
     features: Array
 
 
 class _Input(NamedTuple):
-    """One step's input: projected to the first layer's gates; as embedded (only if the query needs it); dropout factors."""
+    """One step's input: projected to the first layer's gates; as embedded (if the query needs it); dropout factors."""
 
     gates: Array
     embedded: Array | None
@@ -65,7 +66,8 @@ class AttentionDecoder(nn.Module):
       cell: ``rnn``, ``gru`` or ``lstm``.
       num_layers: recurrent layers.
       attend_first: attends with the previous state and feeds the context to the first layer (Bahdanau et al., 2015,
-        arXiv:1409.0473); otherwise the layers run first and their new state attends (Luong et al., 2015, arXiv:1508.04025).
+        arXiv:1409.0473); otherwise the layers run first and their new state attends (Luong et al., 2015,
+        arXiv:1508.04025).
       input_feeding: feeds the last features to the first layer (Luong et al., 2015, section 3.3).
       readout: ``attentional``: ``tanh(W [state; context])``; ``concat``: ``[state; context]``; ``state``: the state.
       query_with_input: attends with ``[embedding; state]`` instead of the state.
@@ -197,9 +199,9 @@ class AttentionDecoder(nn.Module):
             cell_params = {"recurrent": params[f"recurrent_{index}"]}
             if self.cell == "gru":
                 cell_params["candidate_bias"] = params[f"candidate_bias_{index}"]
-            carry, hidden = cell.step(einsum, cell_params, carry, gates)
+            new, hidden = cell.step(einsum, cell_params, carry, gates)
             below = hidden + below if index and self.residual else hidden
-            layers.append(carry)
+            layers.append(new)
         output = _Output(below, context, weights)
         if self.input_feeding:
             dropped = None if x.masks is None else x.masks.features

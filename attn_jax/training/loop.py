@@ -74,8 +74,8 @@ class TrainConfig:
       label_smoothing: share of the target distribution spread over the vocabulary.
       teacher_forcing: probability of feeding the true token: ``constant``, ``linear``, ``exponential``,
         ``inverse_sigmoid`` or ``cosine`` over the whole run.
-      teacher_forcing_value: the probability of ``constant``; ``linear`` and ``cosine`` fall to it at the end (to 0 if it
-        is 1), ``exponential`` and ``inverse_sigmoid`` fall at their own pace, over epochs.
+      teacher_forcing_value: the probability of ``constant``; ``linear`` and ``cosine`` fall to it at the end (to 0 if
+        it is 1), ``exponential`` and ``inverse_sigmoid`` fall at their own pace, over epochs.
       metric: which of the validation's numbers decides what is best; more is better, except for ``perplexity``.
       patience: validations without a new best before training stops; 0: never.
       keep_best: checkpoints of the best validations that stay, and that are averaged at the end.
@@ -272,7 +272,7 @@ def _best_of(
 
 
 def validation_loss(model: Any) -> Callable[[Any, Sequence[Batch]], dict[str, float]]:
-    """``(params, batches) -> {"perplexity", "nll" (nats a token), "accuracy" (share of tokens)}``, fed the true tokens."""
+    """``(params, batches) -> {"perplexity", "nll" (nats a token), "accuracy" (of tokens)}``, fed the true tokens."""
     eval_step = make_eval_step(model)
 
     def measure(params: Any, batches: Sequence[Batch]) -> dict[str, float]:
@@ -337,7 +337,7 @@ def _with_params(state: TrainState, params: Any) -> TrainState:
     expected, found = jax.tree.map(np.shape, state.params), jax.tree.map(np.shape, params)
     if expected != found:
         raise ValueError(
-            "the parameters to start from do not fit the model: give the new run the settings and vocabularies of the old one"
+            "the parameters to start from do not fit the model; give the new run the settings of the old one"
         )
     return state.replace(params=jax.tree.map(jax.numpy.asarray, params))
 
