@@ -82,7 +82,7 @@ def test_config_round_trips_through_json():
         ({"dropout": 1.0}, r"dropout is the share dropped, in \[0, 1\); found 1.0"),
         ({"activation": "tanh"}, "activation must be one of relu, gelu, swish; found 'tanh'"),
         ({"precision": "int8"}, "precision must be one of float32, bfloat16; found 'int8'"),
-        ({"alignment_layer": 2}, "alignment_layer must name one of 1 decoder blocks, found 2"),
+        ({"alignment_layer": 2}, "alignment_layer must be None or name one of 1 decoder blocks, found 2"),
         ({"share_embeddings": True}, "share_embeddings needs one vocabulary for both sides, found 11 and 9 words"),
     ],
 )
@@ -228,13 +228,13 @@ def test_attention_maps_of_every_layer_and_head():
     assert np.abs(maps["cross"][:, :, 0] - maps["cross"][:, :, 1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("layer", [-1, 0])
-def test_the_reported_map_is_the_mean_over_heads_of_the_alignment_layer(layer):
+@pytest.mark.parametrize("layer", [None, -1, 0])
+def test_the_reported_map_is_the_mean_over_heads_and_layers(layer):
     model, batch = make(alignment_layer=layer, **DEEP), make_batch()
     variables = random_variables(model)
     maps = apply(model, variables, batch, method="attention_maps")
     _, weights = apply(model, variables, batch)
-    expected = maps["cross"][:, layer].mean(1)
+    expected = maps["cross"].mean((1, 2)) if layer is None else maps["cross"][:, layer].mean(1)
     np.testing.assert_allclose(weights[batch.tgt_mask], expected[batch.tgt_mask], atol=1e-6)
 
 
