@@ -42,7 +42,7 @@ class DemoConfig:
       precision: ``float32``, ``bfloat16`` or ``auto``.
     """
 
-    train: int = 24_000
+    train: int = 48_000
     valid: int = 250
     test: int = 500
     steps: int = 1500
