@@ -5,10 +5,6 @@ import numpy as np
 import pytest
 
 from attn_jax.nn.transformer import DecoderBlock, EncoderBlock, FeedForward
-
-SRC_LENGTHS, LENGTHS = np.array([5, 3, 1]), np.array([4, 1, 3])
-SRC_MASK, MASK = np.arange(SRC) < SRC_LENGTHS[:, None], np.arange(TIME) < LENGTHS[:, None]
-NORMS = pytest.mark.parametrize("norm_first", [False, True], ids=["post-norm", "pre-norm"])
 from tests.test_nn_transformer import BATCH, TIME, WIDTH, apply, decoder, source
 
 
