@@ -15,6 +15,7 @@ from attn_jax.functional.recurrence import CELLS, hidden_of
 from attn_jax.models.protocol import BOS_ID, Batch, DecodeState, StepOutput
 from attn_jax.nn.attention import ATTENTIONS, make_attention
 from attn_jax.nn.decoder import READOUTS, AttentionDecoder
+from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.recurrent import RecurrentStack
 
 Array = jax.Array
@@ -191,7 +192,7 @@ class Seq2Seq(nn.Module):
         if c.bridge == "dense":
             names = ("cell", "hidden") if CELLS[c.decoder_cell].paired else ("hidden",)
             self.bridges = [{name: nn.Dense(c.decoder_hidden) for name in names} for _ in range(c.decoder_layers)]
-        self.drop = nn.Dropout(c.dropout, broadcast_dims=(1,) if c.variational else ())
+        self.drop = Dropout(c.dropout, broadcast_dims=(1,) if c.variational else ())
         if not c.tie_embeddings:
             width = self.decoder.width(c.encoder_hidden * (2 if c.bidirectional else 1))
             outputs = c.tgt_vocab_size or c.tgt_features
