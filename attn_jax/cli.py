@@ -5,10 +5,12 @@ Each verb is a frozen dataclass of its options; `main` turns what a user can put
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any, Literal
 
 import tyro
 
-from attn_jax import doctor as checks
 from attn_jax.progress import Progress
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -34,6 +35,8 @@ class Demo:
     """Of the corpus and the training."""
     precision: Precision = "auto"
     """Of the products; auto takes the faster one here."""
+    resume: bool = False
+    """Go on with the run in --out, from its newest checkpoint."""
     overwrite: bool = False
     """Replace the run that is there."""
 
@@ -43,11 +46,11 @@ class Demo:
 
         config = DemoConfig(steps=self.steps, seed=self.seed, precision=self.precision)
         with Progress() as progress:
-            result = run_demo(config, self.out, overwrite=self.overwrite, on_event=progress.event)
+            result = run_demo(config, self.out, overwrite=self.overwrite, resume=self.resume, on_event=progress.event)
         print(f"\nBLEU {result.bleu:.2f} on held-out sentences (word-for-word dictionary: {result.baseline_bleu:.2f})")
         print(f"     {result.signature}")
         print(f"AER  {result.aer:.2f} % (attention of forced decoding against the gold alignment)\n")
-        for found in result.translations:
+        for found, *_ in result.translations:
             print(f"  {' '.join(found.src_tokens[:-1])}\n  -> {found.text}   ({found.log_prob:.2f} nats)\n")
         print(
             f"Model: {self.out / 'model'}\nPicture: {self.out / 'attention.png'}\nPage: {self.out / 'attention.html'}"
@@ -192,7 +195,7 @@ class Evaluate:
     batch_tokens: int = 2048
     """Source tokens searched at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products."""
+    """Of the products; with bfloat16 the share of sentences that differ from float32 is reported too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -206,8 +209,13 @@ class Evaluate:
         translator = Translator.load(self.folder, precision=self.precision)
         started = time.perf_counter()
         options = {"beam": self.beam, "length_penalty": self.length_penalty, "batch_tokens": self.batch_tokens}
-        outputs = [found[0].text for found in translator(text.src, **options)]
+        best = [found[0] for found in translator(text.src, **options)]
+        outputs = [found.text for found in best]
         seconds = time.perf_counter() - started
+        changed, left_blank = None, sum(not found.src_tokens for found in best)
+        if self.precision != "float32":
+            exact = Translator.load(self.folder)(text.src, **options)
+            changed = sum(out != found[0].text for out, found in zip(outputs, exact, strict=True))
         lowercase = translator.tgt_vocab.lowercase
         references = [line.lower() for line in text.tgt] if lowercase else list(text.tgt)
         scores = {
@@ -216,12 +224,16 @@ class Evaluate:
         }
         if self.json:
             found = {name: {"value": score.value, "signature": score.signature} for name, score in scores.items()}
-            print(json.dumps({**found, "sentences": len(outputs), "seconds": seconds}))
+            numbers = {"sentences": len(outputs), "left_blank": left_blank, "changed": changed, "seconds": seconds}
+            print(json.dumps({**found, **numbers, "read": dataclasses.asdict(text.report)}))
             return
         print(text.report)
+        report_blank(left_blank, translator)
         for name, score in scores.items():
             print(f"{name} {score.value:.2f}   {score.signature}")
         print(f"{len(outputs):,} sentences in {seconds:.1f} s, compilation included")
+        if changed is not None:
+            print(f"{changed:,} of them ({changed / len(outputs):.1%}) differ from those in float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +263,12 @@ class Translate:
         if read.report.skipped:
             print(read.report, file=sys.stderr)
         options = {"beam": self.beam, "n_best": self.n_best, "length_penalty": self.length_penalty}
-        for number, found in enumerate(translator(read.lines, batch_tokens=self.batch_tokens, **options)):
+        results = translator(read.lines, batch_tokens=self.batch_tokens, **options)
+        blank = [
+            not found[0].src_tokens and bool(line.strip()) for found, line in zip(results, read.lines, strict=True)
+        ]
+        report_blank(sum(blank), translator)
+        for number, found in enumerate(results):
             if self.n_best == 1:
                 print(found[0].text)
             else:
@@ -274,19 +291,22 @@ class Attend:
 
     def run(self) -> None:
         """Writes the page or the picture."""
-        from attn_jax.demo import example_of
-        from attn_jax.hub import Translator
-        from attn_jax.viz.figures import plot_attention, save_figure
+        from attn_jax.hub import Translator, attention_example
+        from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
         from attn_jax.viz.viewer import write_attention_page
 
+        if self.out.suffix not in (".html", *SUFFIXES):
+            raise ValueError(f"{self.out}: expected a name that ends in .html, {', '.join(SUFFIXES)}; rename --out")
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
         found = Translator.load(self.folder)(self.sentence, beam=self.beam, n_best=self.beam)
         best = found[0]
+        if not best.src_tokens:
+            raise ValueError("this sentence is too long to be translated; give a shorter one")
         if best.attention is None:
             raise ValueError(f"{self.folder}: this model was trained without attention, so there is nothing to draw")
         if self.out.suffix == ".html":
-            write_attention_page(self.out, [example_of(found)], title="Attention")
+            write_attention_page(self.out, [attention_example(found)], title="Attention")
         else:
             save_figure(plot_attention(best.attention, best.src_tokens, best.tokens, title=best.text), self.out)
         print(f"{best.text}\n{self.out}")
@@ -298,7 +318,9 @@ class Doctor:
 
     def run(self) -> None:
         """Prints the report; exit code 1 if the self-test fails."""
-        if not checks.report():
+        from attn_jax import doctor
+
+        if not doctor.report():
             raise SystemExit(1)
 
 
@@ -310,6 +332,15 @@ VERBS = {
     "attend": Attend,
     "doctor": Doctor,
 }
+
+
+def report_blank(count: int, translator: Any) -> None:
+    """Says on standard error how many lines were too long to be translated."""
+    if count:
+        print(
+            f"{count:,} lines longer than {translator.max_src_len:,} tokens were left blank; split them",
+            file=sys.stderr,
+        )
 
 
 def model_settings(train: Train) -> dict[str, Any]:
@@ -349,24 +380,33 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
       args: the command line without the program's name; None: that of the process.
     """
-    from attn_jax.training.loop import Interrupted
-
-    verb = tyro.extras.subcommand_cli_from_dict(VERBS, args=args, prog="attn-jax", description=__doc__.split("\n")[0])
-    use_compilation_cache()
+    warnings.showwarning = lambda message, *_, **__: print(f"attn-jax: warning: {message}", file=sys.stderr)
     try:
+        description = "Sequence-to-sequence learning with attention: train, translate, score, see the attention."
+        verb = tyro.extras.subcommand_cli_from_dict(VERBS, args=args, prog="attn-jax", description=description)
+        use_compilation_cache()
         verb.run()
-    except Interrupted as stop:
-        print(f"attn-jax: {stop}; go on with the same command and --resume", file=sys.stderr)
-        raise SystemExit(130) from None
     except KeyboardInterrupt:
-        print("attn-jax: interrupted", file=sys.stderr)
+        print("attn-jax: interrupted before there was anything to save", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"attn-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+        _stop(2, f"error: {error or 'out of memory; lower --batch-tokens'}")
+    except Exception as error:
+        from attn_jax.training.interruption import Interrupted
+
+        if isinstance(error, Interrupted):
+            _stop(130, f"{error}; go on with the same command and --resume")
+        if "RESOURCE_EXHAUSTED" in str(error):
+            _stop(2, "error: out of memory; lower --batch-tokens")
+        raise
+
+
+def _stop(code: int, message: str) -> None:
+    print(f"attn-jax: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

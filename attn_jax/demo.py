@@ -9,19 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from attn_jax.data.batching import BatchConfig
 from attn_jax.data.grammar import AlignedPair, dictionary_baseline, split
 from attn_jax.data.parallel import ParallelText, ReadReport
-from attn_jax.hub import Translation, Translator
+from attn_jax.hub import Translation, Translator, attention_example
 from attn_jax.metrics.alignment import alignment_error_rate, weights_to_links
 from attn_jax.metrics.translation import bleu
 from attn_jax.run import DataConfig, RunConfig, train_on_text
+from attn_jax.training import journal as journals
 from attn_jax.training.loop import TrainConfig
 from attn_jax.training.step import OptimizerConfig
 from attn_jax.viz.figures import plot_attention, save_figure
-from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis, write_attention_page
+from attn_jax.viz.viewer import write_attention_page
 
 SHOWN = (
     "the quick brown fox jumps over the lazy dog",
@@ -40,6 +39,7 @@ class DemoConfig:
       steps: updates.
       seed: of the corpus and the training.
       precision: ``float32``, ``bfloat16`` or ``auto``.
+      model: settings of `attn_jax.models.seq2seq.Seq2SeqConfig`.
     """
 
     train: int = 48_000
@@ -68,14 +68,14 @@ class DemoResult:
       bleu, signature: of greedy translations, in percent.
       baseline_bleu: of a word-for-word dictionary learned from gold alignments.
       aer: alignment error rate of the attention under forced decoding, in percent.
-      translations: some sentences with their best hypotheses.
+      translations: some sentences with their three best hypotheses each.
     """
 
     bleu: float
     signature: str
     baseline_bleu: float
     aer: float
-    translations: Sequence[Translation]
+    translations: Sequence[Sequence[Translation]]
 
 
 def run_demo(
@@ -83,9 +83,19 @@ def run_demo(
     out: str | Path,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     on_event: Callable[[str, Mapping[str, Any]], None] = lambda kind, event: None,
 ) -> DemoResult:
-    """Generates the corpus, trains, measures, and draws; everything lies in the run folder ``out`` afterwards."""
+    """Generates the corpus, trains, measures, and draws; everything lies in the run folder ``out`` afterwards.
+
+    Args:
+      config: sizes and seed.
+      out: the run folder.
+      overwrite: replaces the run that is there.
+      resume: goes on with the run that is there.
+      on_event: see `attn_jax.run.run_training`.
+    """
+    journals.check(out, overwrite=overwrite, resume=resume)
     started = time.perf_counter()
     parts = split(config.train, config.valid, config.test, config.seed)
     train_pairs, _, test_pairs = parts
@@ -95,7 +105,9 @@ def run_demo(
     run = RunConfig(
         data=DataConfig(
             src=Path("grammar.en"),
+            tgt=Path("grammar.fr"),
             valid_src=Path("grammar.en"),
+            valid_tgt=Path("grammar.fr"),
             vocabulary="word",
             vocab_size=0,
             batching=BatchConfig(batch_tokens=2048, num_buckets=4),
@@ -113,14 +125,16 @@ def run_demo(
         precision=config.precision,
     )
     texts = [_text(part) for part in parts[:2]]
-    translator, _ = train_on_text(run, *texts, out, {}, False, overwrite, on_event)
+    translator, _ = train_on_text(run, *texts, out, {}, resume, overwrite, on_event)
     result = measure(translator, train_pairs, test_pairs)
-    _draw(translator, test_pairs, result, Path(out))
+    _draw(result, test_pairs, Path(out))
     record = {
         "bleu": result.bleu,
         "signature": result.signature,
         "baseline_bleu": result.baseline_bleu,
         "aer": result.aer,
+        "sentences": {"train": config.train, "valid": config.valid, "test": config.test},
+        "seed": config.seed,
     }
     (Path(out) / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return result
@@ -136,13 +150,12 @@ def measure(
     forced = translator.score(src, tgt)
     links = [weights_to_links(found.attention[:-1, :-1]) for found in forced]  # without the end of sentence
     aer = alignment_error_rate(links, [set(pair.alignment) for pair in test_pairs])
-    shown = [found[0] for found in translator([*SHOWN, *src[:3]])]
     return DemoResult(
         bleu=score.value,
         signature=score.signature,
         baseline_bleu=baseline.value,
         aer=100 * aer.error_rate,
-        translations=shown,
+        translations=translator([*SHOWN, *src[:3]], n_best=3),
     )
 
 
@@ -151,26 +164,12 @@ def _text(pairs: Sequence[AlignedPair]) -> ParallelText:
     return ParallelText(src, tgt, ReadReport(files=(), kept=len(pairs), skipped={}))
 
 
-def _draw(translator: Translator, test_pairs: Sequence[AlignedPair], result: DemoResult, out: Path) -> None:
-    fox = result.translations[0]
+def _draw(result: DemoResult, test_pairs: Sequence[AlignedPair], out: Path) -> None:
+    fox = result.translations[0][0]
     figure = plot_attention(fox.attention, fox.src_tokens, fox.tokens, title="Where the decoder looked")
     save_figure(figure, out / "attention.png")
-    gold = {" ".join(pair.src): pair for pair in test_pairs}
-    examples = []
-    for found in translator([" ".join(t.src_tokens[:-1]) for t in result.translations], n_best=3):
-        source = " ".join(found[0].src_tokens[:-1])
-        examples.append(example_of(found, reference=" ".join(gold[source].tgt) if source in gold else None))
+    references = {pair.src: " ".join(pair.tgt) for pair in test_pairs}
+    examples = [
+        attention_example(found, references.get(tuple(found[0].src_tokens[:-1]))) for found in result.translations
+    ]
     write_attention_page(out / "attention.html", examples, title="English to French, the bundled grammar")
-
-
-def example_of(hypotheses: Sequence[Translation], reference: str | None = None) -> AttentionExample:
-    """The hypotheses of a sentence as the viewer takes them."""
-    return AttentionExample(
-        src_tokens=hypotheses[0].src_tokens,
-        hypotheses=[
-            AttentionHypothesis(tokens=h.tokens, weights=np.asarray(h.attention), text=h.text, score=h.score)
-            for h in hypotheses
-            if h.tokens
-        ],
-        reference=reference,
-    )

@@ -15,13 +15,16 @@ import numpy as np
 
 from attn_jax.data.batching import Sequences, inference_batches, next_length
 from attn_jax.data.subwords import load_vocabulary
-from attn_jax.data.vocabulary import Vocabulary
-from attn_jax.decoding import beam_search, forced_decode
+from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from attn_jax.decoding import beam_search, forced_decode, greedy
 from attn_jax.models.families import build_model, family_of
 from attn_jax.models.protocol import EOS_ID, Batch
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
+from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis
 
-EOS_TOKEN = "</s>"
+EOS_TOKEN = SPECIAL_TOKENS[EOS_ID]
+MAX_SRC_LEN = 1024
+"""Tokens of the longest sentence that is translated: a search keeps its attention, which grows with the square."""
 
 _LANGUAGE_TOKEN = re.compile(r">>[^<>\s]+<<")
 
@@ -65,6 +68,12 @@ class Translator:
     """
 
     def __init__(self, model: Any, params: Any, src_vocab: Vocabulary, tgt_vocab: Vocabulary):
+        for side, vocabulary in (("src", src_vocab), ("tgt", tgt_vocab)):
+            size = getattr(model.config, f"{side}_vocab_size")
+            if len(vocabulary) != size:
+                raise ValueError(
+                    f"the model has {size} {side} ids and the vocabulary {len(vocabulary)}; they must agree"
+                )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
         self._search = jax.jit(self._search_batch, static_argnames=("beam", "n_best", "max_len"))
         self._force = jax.jit(self._force_batch)
@@ -83,6 +92,8 @@ class Translator:
           ModelFolderError: if a file is missing or is not what was written.
         """
         path = Path(path)
+        if (path / "checkpoints").is_dir() and not (path / "model").exists():
+            raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
         folder = path / "model" if (path / "model").is_dir() else path
         config, params, folder = load_model_folder(folder)
         missing = {"family", "model"} - set(config)
@@ -142,7 +153,8 @@ class Translator:
 
         Returns:
           For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists,
-          in the order given. A blank sentence has one blank translation.
+          in the order given. A blank sentence has one blank translation, and so has one that is longer than
+          `max_src_len` tokens: its ``src_tokens`` are empty.
         """
         if not 1 <= n_best <= beam:
             raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
@@ -151,8 +163,9 @@ class Translator:
             return self([text], batch_tokens=batch_tokens, **options)[0]
         results: list[list[Translation]] = [[Translation("", 0.0, (), None, (), 0.0)] for _ in text]
         self._check_language_tokens(text)
-        filled = [index for index, sentence in enumerate(text) if sentence.strip()]
-        sequences = Sequences.from_texts([text[index] for index in filled], self.src_vocab)
+        encoded = Sequences.from_texts(text, self.src_vocab)
+        filled = [i for i, sentence in enumerate(text) if sentence.strip() and encoded.lengths[i] <= self.max_src_len]
+        sequences = Sequences.from_ids([encoded[index][:-1] for index in filled])
         for rows, batch in inference_batches(sequences, batch_tokens):
             src_len = np.asarray(batch.src_mask).sum(-1)
             limits = np.where(src_len > 0, max_len or 2 * src_len + 8, 0).astype(np.int32)
@@ -166,6 +179,17 @@ class Translator:
                 results[filled[index]] = [self._translation(found, row, k, ids) for k in range(n_best)]
         return results
 
+    @property
+    def max_src_len(self) -> int:
+        """Tokens of the longest sentence that is translated: `MAX_SRC_LEN`, or what location attention can see."""
+        options = getattr(self.model.config, "attention_options", {})
+        return min(MAX_SRC_LEN, options.get("max_len", MAX_SRC_LEN))
+
+    @property
+    def searches(self) -> int:
+        """How many shapes of search were compiled."""
+        return self._search._cache_size()
+
     def _check_language_tokens(self, text: Sequence[str]) -> None:
         """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece."""
         for number, sentence in enumerate(text, 1):
@@ -178,16 +202,9 @@ class Translator:
     def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
         state = self.model.apply({"params": params}, batch, max_len, method="start")
         step = partial(self.model.apply, {"params": params}, method="step")
-        return beam_search(
-            step,
-            state,
-            max_len=max_len,
-            beam=beam,
-            n_best=n_best,
-            length_penalty=length_penalty,
-            active=batch.src_mask.any(-1),
-            row_max_len=limits,
-        )
+        options = {"max_len": max_len, "length_penalty": length_penalty, "row_max_len": limits}
+        search = greedy if beam == 1 else partial(beam_search, beam=beam, n_best=n_best)
+        return search(step, state, active=batch.src_mask.any(-1), **options)
 
     def _translation(self, found: Any, row: int, rank: int, src_ids: np.ndarray) -> Translation:
         length = int(found.lengths[row, rank])
@@ -238,6 +255,19 @@ class Translator:
         return forced_decode(
             partial(self.model.apply, {"params": params}, method="step"), state, batch.tgt, batch.tgt_mask
         )
+
+
+def attention_example(hypotheses: Sequence[Translation], reference: str | None = None) -> AttentionExample:
+    """The hypotheses of a sentence as the interactive page takes them."""
+    return AttentionExample(
+        src_tokens=hypotheses[0].src_tokens,
+        hypotheses=[
+            AttentionHypothesis(tokens=h.tokens, weights=h.attention, text=h.text, score=h.score)
+            for h in hypotheses
+            if h.tokens
+        ],
+        reference=reference,
+    )
 
 
 def token_strings(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, ...]:

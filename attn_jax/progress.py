@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class Progress:
             speed_estimate_period=120,
         )
         self._task: Any = None
+        self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> Progress:
         """Starts the bar."""
@@ -56,7 +58,11 @@ class Progress:
                 self._task = self._bar.add_task("training", total=event["total"], numbers=numbers)
             self._bar.update(self._task, completed=event["step"], numbers=numbers)
         else:
-            self._line(f"step {event['step']}/{event['total']}  epoch {event['epoch']:.2f}  {numbers}")
+            done, total = event["step"], event["total"]
+            self._first = self._first or (done, time.monotonic())
+            steps, seconds = done - self._first[0], time.monotonic() - self._first[1]
+            eta = f"  eta {seconds / steps * (total - done) / 60:.1f} min" if steps else ""
+            self._line(f"step {done}/{total}  epoch {event['epoch']:.2f}  {numbers}{eta}")
 
     def _valid(self, event: Mapping[str, Any]) -> None:
         known = ", ".join(f"{name} {event[name]:.4g}" for name in ("bleu", "perplexity", "accuracy") if name in event)

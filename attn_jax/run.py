@@ -23,10 +23,32 @@ from attn_jax.functional.products import PRECISIONS
 from attn_jax.hub import Translator
 from attn_jax.metrics.translation import bleu
 from attn_jax.models.families import build_model
+from attn_jax.storage.files import plain
 from attn_jax.training import journal as journals
-from attn_jax.training.loop import Evaluation, TrainConfig, TrainResult, train, validation_loss
+from attn_jax.training.loop import Evaluation, TrainConfig, TrainResult, check_params, train, validation_loss
 
 VOCABULARIES = ("bpe", "unigram", "word")
+METRICS = ("bleu", "perplexity", "nll", "accuracy")
+MAY_CHANGE = (
+    "data.src",
+    "data.tgt",
+    "data.valid",
+    "init_from",
+    *(
+        f"training.{name}"
+        for name in (
+            "epochs",
+            "steps",
+            "valid_every",
+            "checkpoint_every",
+            "log_every",
+            "patience",
+            "keep_best",
+            "optimizer.learning_rate",
+        )
+    ),
+)
+"""Settings that a resumed run may change; the content of the files is held by their hashes, not by their names."""
 SAMPLES = 4
 """Translations shown at each validation."""
 
@@ -87,6 +109,8 @@ class RunConfig:
         """Checks what can be checked before any file is read."""
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}; found {self.precision!r}")
+        if self.training.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}; found {self.training.metric!r}")
         if self.family == "transformer" and _samples_inputs(self.training):
             raise ValueError(
                 "a Transformer reads all its inputs at once, so it can only be fed true tokens; leave teacher_forcing "
@@ -95,7 +119,7 @@ class RunConfig:
 
     def as_json(self) -> dict[str, Any]:
         """The configuration as plain values."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
 
 def run_training(
@@ -151,8 +175,16 @@ def train_on_text(
     overwrite: bool,
     on_event: Callable[[str, Mapping[str, Any]], None],
 ) -> tuple[Translator, TrainResult]:
-    """`run_training` on text that was read already; ``files`` are hashed into the run folder."""
+    """`run_training` on text that was read already; ``files`` are hashed into the run folder.
+
+    Whatever can fail before the first step fails before the run folder is touched.
+    """
     journals.check(out, overwrite=overwrite, resume=resume)
+    if config.precision == "auto":
+        known = journals.Journal(Path(out)).read_config()["precision"] if resume else faster_precision()
+        config = dataclasses.replace(config, precision=known)
+    if resume:
+        journals.Journal(Path(out)).check_config(config.as_json(), MAY_CHANGE)
     base = Translator.load(config.init_from) if config.init_from else None
     src_vocab, tgt_vocab = (
         (base.src_vocab, base.tgt_vocab) if base else build_vocabularies(config.data, train_text.src, train_text.tgt)
@@ -162,20 +194,30 @@ def train_on_text(
         Sequences.from_texts(train_text.tgt, tgt_vocab),
         config.data.batching,
     )
-    precision = faster_precision() if config.precision == "auto" else config.precision
     settings = {
         **config.model,
         "src_vocab_size": len(src_vocab),
         "tgt_vocab_size": len(tgt_vocab),
-        "precision": precision,
+        "precision": config.precision,
     }
     model = build_model(config.family, settings)
-    journal = journals.create(out, overwrite=overwrite, resume=resume)
-    journal.write_config(config.as_json())
-    journal.write_data(files)
-    on_event("note", {"text": _describe(batches, src_vocab, tgt_vocab, src_vocab is tgt_vocab, precision)})
+    seen = model.config.attention_options.get("max_len") if config.family == "recurrent" else None
+    if seen and seen < max(bucket.src_len for bucket in batches.buckets):
+        raise ValueError(
+            f"location attention sees {seen} source positions, and the text has sentences of up to "
+            f"{max(bucket.src_len for bucket in batches.buckets)} tokens; lower --max-len, or raise its max_len"
+        )
+    first = next(batches.stream(config.training.seed))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), first)["params"]
+    if base:
+        check_params(base.params, shapes)
     translator = Translator(model, base.params if base else None, src_vocab, tgt_vocab)
-    evaluate = make_evaluation(translator, valid_text, config.data.batching)
+    evaluate, too_long = make_evaluation(translator, valid_text, config.data.batching)
+    on_event("note", {"text": _describe(batches, src_vocab, tgt_vocab, config.precision, too_long)})
+
+    journal = journals.create(out, overwrite=overwrite, resume=resume)
+    journal.write_data(files)
+    journal.write_config(config.as_json())
 
     def save(params: Any, metrics: Mapping[str, float]) -> None:
         translator.params = params
@@ -195,7 +237,8 @@ def train_on_text(
     )
     save(result.params, result.metrics)
     minutes = (time.perf_counter() - started) / 60
-    end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": dict(result.traces)}
+    traces = {**result.traces, "search": translator.searches}
+    end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": traces}
     journal.log(result.step, {**end, **result.metrics})
     return translator, result
 
@@ -212,8 +255,14 @@ def build_vocabularies(config: DataConfig, src: Sequence[str], tgt: Sequence[str
     return joint, joint
 
 
-def make_evaluation(translator: Translator, text: ParallelText, batching: BatchConfig) -> Callable[[Any], Evaluation]:
-    """Validates parameters: perplexity, accuracy, and BLEU of greedy translations."""
+def make_evaluation(
+    translator: Translator, text: ParallelText, batching: BatchConfig
+) -> tuple[Callable[[Any], Evaluation], int]:
+    """Validates parameters: perplexity, accuracy, and BLEU of greedy translations.
+
+    Returns:
+      The function, and how many pairs are too long for its perplexity and accuracy; they are translated all the same.
+    """
     src, tgt = list(text.src), list(text.tgt)
     lowercase = translator.tgt_vocab.lowercase
     references = [line.lower() for line in tgt] if lowercase else tgt
@@ -234,7 +283,7 @@ def make_evaluation(translator: Translator, text: ParallelText, batching: BatchC
         ]
         return Evaluation(metrics, samples)
 
-    return evaluate
+    return evaluate, len(batches.too_long)
 
 
 def faster_precision() -> str:
@@ -269,23 +318,19 @@ def model_card(config: RunConfig, translator: Translator, metrics: Mapping[str, 
     )
 
 
-def _describe(batches: Batches, src: Vocabulary, tgt: Vocabulary, joint: bool, precision: str) -> str:
-    sizes = f"{len(src):,} joint pieces" if joint else f"{len(src):,} source and {len(tgt):,} target pieces"
+def _describe(batches: Batches, src: Vocabulary, tgt: Vocabulary, precision: str, too_long_to_validate: int) -> str:
+    sizes = f"{len(src):,} joint pieces" if src is tgt else f"{len(src):,} source and {len(tgt):,} target pieces"
     note = (
         f"{sizes}; {batches.steps_per_epoch:,} steps an epoch in {len(batches.buckets)} shapes, "
         f"{batches.shares()['tokens']:.0%} real tokens; precision {precision}"
     )
-    return note + (f"; {len(batches.too_long):,} pairs too long, left out" if len(batches.too_long) else "")
+    for count, part in ((len(batches.too_long), "training"), (too_long_to_validate, "validation")):
+        note += f"; {count:,} {part} pairs longer than max_len left out" if count else ""
+    return note
 
 
 def _samples_inputs(training: TrainConfig) -> bool:
     return training.teacher_forcing != "constant" or training.teacher_forcing_value != 1
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return str(value) if isinstance(value, Path) else value
 
 
 __all__ = ["DataConfig", "DataError", "RunConfig", "run_training"]

@@ -21,7 +21,7 @@ FLOORS = (
     {"cli"},
     {"", "__main__"},  # the package itself, which names everything that is public
 )
-GROUND_MAY_IMPORT = {"jax", "numpy"}  # and the standard library
+GROUND_MAY_IMPORT = {"jax", "jaxtyping", "numpy"}  # and the standard library
 LAZY = {"orbax", "torch"}  # slow to import, or not always installed: only inside the functions that need them
 MAX_LINES = 420
 

@@ -11,10 +11,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flax.traverse_util import flatten_dict
 
 from attn_jax.storage.files import IntegrityError, plain, read_json, sha256_of, write_json
 from attn_jax.training.environment import environment
@@ -70,6 +72,27 @@ class Journal:
             return read_json(self.folder / CONFIG)
         except IntegrityError as error:
             raise RunFolderError(f"{error}; {_REMEDY}") from error
+
+    def check_config(self, config: Mapping[str, Any], may_change: Collection[str]) -> None:
+        """Compares the settings of a resumed run with those that it was started with.
+
+        Args:
+          config: the settings now.
+          may_change: settings, as ``"training.epochs"``, that a resumed run may change.
+
+        Raises:
+          RunFolderError: naming a setting that differs, with both values.
+        """
+        then, now = (
+            flatten_dict(plain(values), keep_empty_nodes=True, sep=".") for values in (self.read_config(), config)
+        )
+        for name in sorted(then.keys() | now.keys()):
+            values = [str(settings.get(name, "nothing")) for settings in (then, now)]
+            if values[0] != values[1] and not name.startswith(tuple(may_change)):
+                raise RunFolderError(
+                    f"{self.folder}: the run was started with {name} {values[0]}, found {values[1]}; "
+                    "resume with the same settings, or start anew with --overwrite or another --out"
+                )
 
     def write_data(self, files: Mapping[str, str | Path]) -> None:
         """Writes path, size and SHA-256 of the data files; a resumed run must read what it was started with.

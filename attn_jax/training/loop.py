@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +13,11 @@ import numpy as np
 from attn_jax.functional import schedules
 from attn_jax.models.protocol import Batch
 from attn_jax.training import checkpoints
+from attn_jax.training.interruption import Interrupted, interruptions
 from attn_jax.training.journal import Journal
+from attn_jax.training.meter import Meter
 from attn_jax.training.step import (
     OptimizerConfig,
-    StepMetrics,
     TrainState,
     init_state,
     make_eval_step,
@@ -30,6 +27,9 @@ from attn_jax.training.step import (
 
 Array = jax.Array
 Event = Mapping[str, Any]
+
+TEACHER_FORCING = tuple(schedules.SCHEDULES)
+LOWER_IS_BETTER = ("perplexity", "nll")
 
 
 class BatchSource(Protocol):
@@ -52,14 +52,6 @@ class Evaluation(NamedTuple):
     samples: Sequence[Mapping[str, str]] = ()
 
 
-class Interrupted(Exception):
-    """Training was interrupted; a checkpoint of ``step`` was saved first."""
-
-    def __init__(self, step: int):
-        super().__init__(f"interrupted after step {step}; a checkpoint was saved")
-        self.step = step
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train.
@@ -76,7 +68,7 @@ class TrainConfig:
         ``inverse_sigmoid`` or ``cosine`` over the whole run.
       teacher_forcing_value: the probability of ``constant``; ``linear`` and ``cosine`` fall to it at the end (to 0 if
         it is 1), ``exponential`` and ``inverse_sigmoid`` fall at their own pace, over epochs.
-      metric: which of the validation's numbers decides what is best; more is better, except for ``perplexity``.
+      metric: which of the validation's numbers decides what is best; more is better, except for `LOWER_IS_BETTER`.
       patience: validations without a new best before training stops; 0: never.
       keep_best: checkpoints of the best validations that stay, and that are averaged at the end.
       optimizer: see `attn_jax.training.step.OptimizerConfig`.
@@ -106,6 +98,8 @@ class TrainConfig:
         for name in ("log_every", "keep_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1, found {self.seed}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), found {self.label_smoothing}")
         if not 0 <= self.teacher_forcing_value <= 1:
@@ -114,9 +108,6 @@ class TrainConfig:
             raise ValueError(
                 f"teacher_forcing must be one of {', '.join(TEACHER_FORCING)}; found {self.teacher_forcing!r}"
             )
-
-
-TEACHER_FORCING = ("constant", "linear", "exponential", "inverse_sigmoid", "cosine")
 
 
 def teacher_forcing_schedule(config: TrainConfig, total_steps: int, steps_per_epoch: int):
@@ -177,7 +168,7 @@ def train(
       evaluate: validates parameters; called every ``valid_every`` updates.
       on_event: is told ``("step", {...})`` every ``log_every`` updates and ``("valid", {...})`` at each validation.
       on_best: is given the parameters of each new best validation.
-      resume: goes on from the newest checkpoint of the run folder.
+      resume: goes on from the newest checkpoint of the run folder, or from the start if there is none.
       params: parameters to start from (fine-tuning) instead of drawing them.
 
     Returns:
@@ -185,88 +176,124 @@ def train(
 
     Raises:
       Interrupted: at Ctrl-C or SIGTERM, after a checkpoint was saved. A second Ctrl-C stops at once.
-      FloatingPointError: if the loss is no longer a number; the last checkpoint is unharmed.
+      FloatingPointError: if the loss or a gradient is no longer a number; no checkpoint holds such parameters.
+      ValueError: for ids outside the model's vocabulary, and parameters or a metric that do not fit.
     """
     total_steps = config.steps or config.epochs * batches.steps_per_epoch
     valid_every = config.valid_every or batches.steps_per_epoch
     optimizer = make_optimizer(config.optimizer, total_steps)
     train_step = make_train_step(model, optimizer, smoothing=config.label_smoothing)
     probability = teacher_forcing_schedule(config, total_steps, batches.steps_per_epoch)
-    rng = jax.random.key(config.seed)
-    init_rng, step_rng = jax.random.split(rng)
-    state = init_state(model, optimizer, next(batches.stream(config.seed)), init_rng)
-    if params is not None:
-        state = _with_params(state, params)
-    lower_is_better = config.metric == "perplexity"
-    keep = checkpoints.Keep(
-        last=2, best=config.keep_best, metric=config.metric, mode="min" if lower_is_better else "max"
-    )
-    best, since_best = -math.inf, 0
-    if resume:
-        state = checkpoints.restore(journal.checkpoints, state).state
-        journal.rewind(int(state.step))
-        for record in journal.read_metrics():
-            if record.get("kind") == "valid":
-                score = -record[config.metric] if lower_is_better else record[config.metric]
-                best, since_best = (score, 0) if score > best else (best, since_best + 1)
+    probability = probability and jax.jit(probability)
+    init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
+    records, shapes, meter = _Validations(config), set(), Meter()
 
-    step, shapes = int(state.step), set()
-    meter = _Meter()
-    stream = batches.stream(config.seed, step)
-    with _interruptions() as interrupted:
-        while step < total_steps:
-            batch = next(stream)
-            shapes.add(batch.src.shape + batch.tgt.shape)
-            forced = None if probability is None else np.float32(probability(step))
-            state, metrics = train_step(state, batch, step_rng, forced)
-            meter.add(metrics, batch)
-            step += 1
-            if step % config.log_every == 0 or step == total_steps:
-                event = meter.read() | {"step": step, "total": total_steps, "epoch": step / batches.steps_per_epoch}
-                if not math.isfinite(event["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {event['loss']} at step {step}; go on from the last checkpoint with --resume "
-                        "and a lower learning rate"
-                    )
-                journal.log(step, {"kind": "train", **_without(event, "step", "total")})
-                on_event("step", event)
-            if step % valid_every == 0 or step == total_steps:
-                found = evaluate(state.params)
-                score = -found.metrics[config.metric] if lower_is_better else found.metrics[config.metric]
-                is_best = score > best
-                best, since_best = (score, 0) if is_best else (best, since_best + 1)
-                checkpoints.save(journal.checkpoints, step, state, found.metrics, keep)
-                if is_best:
-                    on_best(state.params, found.metrics)
-                journal.log(step, {"kind": "valid", **found.metrics, "best": is_best})
-                journal.write_samples(step, found.samples)
-                on_event("valid", {"step": step, "total": total_steps, "best": is_best, **found.metrics})
-                meter = _Meter()
-                if config.patience and since_best >= config.patience:
+    with interruptions() as interrupted:
+        try:
+            state = init_state(model, optimizer, next(batches.stream(config.seed)), init_rng)
+            if params is not None:
+                check_params(params, state.params)
+                state = state.replace(params=jax.tree.map(lambda p: jax.numpy.array(p, copy=True), params))
+            if resume:
+                if checkpoints.latest_step(journal.checkpoints) is not None:
+                    state = checkpoints.restore(journal.checkpoints, state).state
+                journal.rewind(int(state.step))
+                for record in journal.read_metrics():
+                    if record.get("kind") == "valid":
+                        records.add(record["step"], record)
+
+            def save(metrics: Mapping[str, float]) -> None:
+                checkpoints.save(journal.checkpoints, step, state, metrics, records.keep)
+
+            def validate() -> None:
+                meter.check()
+                with meter.paused():
+                    found = evaluate(state.params)
+                    best = records.add(step, found.metrics)
+                    # in this order, so that whatever a crash leaves undone is done again after the checkpoint before
+                    journal.log(step, {"kind": "valid", **found.metrics, "best": best})
+                    journal.write_samples(step, found.samples)
+                    if best:
+                        on_best(state.params, found.metrics)
+                    save(found.metrics)
+                on_event("valid", {"step": step, "total": total_steps, "best": best, **found.metrics})
+
+            step = int(state.step)
+            stream = batches.stream(config.seed, step)
+            while True:
+                if step and (step % valid_every == 0 or step >= total_steps) and step not in records.steps:
+                    validate()
+                elif step and config.checkpoint_every and step % config.checkpoint_every == 0:
+                    meter.check()
+                    save({})
+                if step >= total_steps or records.exhausted:
                     break
-            elif config.checkpoint_every and step % config.checkpoint_every == 0:
-                checkpoints.save(journal.checkpoints, step, state, {}, keep)
-            if interrupted.is_set():
-                if checkpoints.latest_step(journal.checkpoints) != step:
-                    checkpoints.save(journal.checkpoints, step, state, {}, keep)
-                raise Interrupted(step)
+                if interrupted.is_set():
+                    if checkpoints.latest_step(journal.checkpoints) != step:
+                        meter.check()
+                        save({})
+                    raise Interrupted(step)
+                batch = next(stream)
+                check_ids(batch, model.config)
+                shapes.add(batch.src.shape + batch.tgt.shape)
+                state, metrics = train_step(state, batch, step_rng, probability and probability(step))
+                step += 1
+                meter.add(step, metrics, batch)
+                if step % config.log_every == 0 or step == total_steps:
+                    numbers = meter.read() | {"epoch": step / batches.steps_per_epoch}
+                    journal.log(step, {"kind": "train", **numbers})
+                    on_event("step", {**numbers, "step": step, "total": total_steps})
+            result = _best_of(journal, records.keep, state, evaluate)
+        except KeyboardInterrupt:
+            raise Interrupted(checkpoints.latest_step(journal.checkpoints)) from None
     gradient, update = train_step.jitted
     traces = {"gradient": gradient._cache_size(), "update": update._cache_size(), "shapes": len(shapes)}
-    return _best_of(journal, keep, state, evaluate, lower_is_better)._replace(step=step, traces=traces)
+    return result._replace(step=step, traces=traces)
 
 
-def _best_of(
-    journal: Journal, keep: checkpoints.Keep, state: TrainState, evaluate, lower_is_better: bool
-) -> TrainResult:
+class _Validations:
+    """Which steps were validated, how good the best was, and since when nothing better came."""
+
+    def __init__(self, config: TrainConfig):
+        lower = config.metric in LOWER_IS_BETTER
+        self.keep = checkpoints.Keep(
+            last=2, best=config.keep_best, metric=config.metric, mode="min" if lower else "max"
+        )
+        self.steps: set[int] = set()
+        self.best, self.since_best, self.patience = -math.inf, 0, config.patience
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> bool:
+        """Notes a validation; True if it is the best so far."""
+        score = score_of(metrics, self.keep)
+        is_best = score > self.best
+        self.best, self.since_best = (score, 0) if is_best else (self.best, self.since_best + 1)
+        self.steps.add(step)
+        return is_best
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at an end."""
+        return bool(self.patience) and self.since_best >= self.patience
+
+
+def score_of(metrics: Mapping[str, Any], keep: checkpoints.Keep) -> float:
+    """The number that decides, turned so that more is better; ``"nan"``, as a journal writes it, is NaN."""
+    if keep.metric not in metrics:
+        raise ValueError(f"the validation gives {', '.join(metrics)}; the metric that decides is {keep.metric!r}")
+    return float(metrics[keep.metric]) * (1 if keep.mode == "max" else -1)
+
+
+def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evaluate) -> TrainResult:
     """The best single checkpoint, or the average over the best ones where that validates better."""
     steps = checkpoints.best_steps(journal.checkpoints, keep)
+    if not steps:  # every validation was NaN
+        steps = [checkpoints.latest_step(journal.checkpoints)]
     single = checkpoints.restore(journal.checkpoints, state, steps[0])
     result = TrainResult(single.state.params, single.metrics, single.step, 1, {})
     if len(steps) > 1:
         mean = jax.tree.map(np.asarray, checkpoints.average(journal.checkpoints, steps))
         metrics = evaluate(mean).metrics
-        sign = -1 if lower_is_better else 1
-        if sign * metrics[keep.metric] > sign * result.metrics[keep.metric]:
+        if score_of(metrics, keep) > score_of(result.metrics, keep):
             result = TrainResult(mean, metrics, single.step, len(steps), {})
     return result
 
@@ -283,64 +310,35 @@ def validation_loss(model: Any) -> Callable[[Any, Sequence[Batch]], dict[str, fl
     return measure
 
 
-class _Meter:
-    """Sums over the steps since it was last read; the numbers stay on the device until then."""
+def check_ids(batch: Batch, config: Any) -> None:
+    """Refuses ids outside the model's vocabularies, which a lookup would silently turn into NaN or another word.
 
-    def __init__(self):
-        self._metrics: list[StepMetrics] = []
-        self._src = 0
-        self._start = time.perf_counter()
-
-    def add(self, metrics: StepMetrics, batch: Batch) -> None:
-        self._metrics.append(metrics)
-        self._src += int(batch.src_mask.sum())
-
-    def read(self) -> dict[str, float]:
-        loss, nll, correct, tokens, norms = (
-            np.array(values, np.float64) for values in zip(*self._metrics, strict=True)
-        )
-        seconds = time.perf_counter() - self._start
-        found = {
-            "loss": loss.sum() / tokens.sum(),
-            "perplexity": math.exp(min(nll.sum() / tokens.sum(), 700)),
-            "accuracy": correct.sum() / tokens.sum(),
-            "grad_norm": norms.mean(),
-            "src_tokens_per_s": self._src / seconds,
-            "tgt_tokens_per_s": tokens.sum() / seconds,
-        }
-        self.__init__()
-        return {name: float(value) for name, value in found.items()}
+    Raises:
+      ValueError: naming the side, the id, its row and its position.
+    """
+    for side in ("src", "tgt"):
+        ids, size = np.asarray(getattr(batch, side)), getattr(config, f"{side}_vocab_size", 0)
+        if size and ids.size and (ids.min() < 0 or ids.max() >= size):
+            row, position = np.argwhere((ids < 0) | (ids >= size))[0]
+            raise ValueError(
+                f"{side} id {ids[row, position]} in row {row} of a batch, position {position}, is outside the model's "
+                f"vocabulary of {size} (0 to {size - 1}); encode the text with the vocabulary of the model"
+            )
 
 
-@contextmanager
-def _interruptions():
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that a step is never cut in half."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
+def check_params(params: Any, like: Any) -> None:
+    """Refuses parameters whose names, shapes or types are not those of ``like`` (its leaves may be shapes alone).
 
-    def handle(number, frame):
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _with_params(state: TrainState, params: Any) -> TrainState:
-    expected, found = jax.tree.map(np.shape, state.params), jax.tree.map(np.shape, params)
-    if expected != found:
-        raise ValueError(
-            "the parameters to start from do not fit the model; give the new run the settings of the old one"
-        )
-    return state.replace(params=jax.tree.map(jax.numpy.asarray, params))
-
-
-def _without(event: Event, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if name not in names}
+    Raises:
+      ValueError: naming the first that differs.
+    """
+    found, expected = (
+        {jax.tree_util.keystr(path): (tuple(np.shape(leaf)), str(leaf.dtype)) for path, leaf in leaves}
+        for leaves in (jax.tree_util.tree_leaves_with_path(tree) for tree in (params, like))
+    )
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"the parameters to start from do not fit the model: {name} is {found.get(name, 'not there')}, "
+                f"expected {expected.get(name, 'nothing')}; give the new run the settings of the old one"
+            )

@@ -16,7 +16,7 @@ from attn_jax.models.protocol import Batch
 
 Array = jax.Array
 
-SCHEDULES = ("cosine", "inverse_sqrt", "constant")
+DECAYS = ("cosine", "inverse_sqrt", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the peak.
       schedule: after the warm-up: ``cosine`` down to 0 at the last step, ``inverse_sqrt``, or ``constant``.
-      warmup: steps of linear rise from 0.
+      warmup: steps of linear rise to the peak, at most half of the run.
       beta1, beta2: decays of the moments.
       weight_decay: decoupled (AdamW), on matrices only.
       clip: largest global norm of a gradient; 0: no clipping.
@@ -42,8 +42,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         """Checks names and ranges."""
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}; found {self.schedule!r}")
+        if self.schedule not in DECAYS:
+            raise ValueError(f"schedule must be one of {', '.join(DECAYS)}; found {self.schedule!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
         for name in ("warmup", "weight_decay", "clip"):
@@ -71,14 +71,15 @@ class StepMetrics(NamedTuple):
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """The learning rate as step -> value."""
-    peak, warmup = config.learning_rate, max(config.warmup, 1)
+    peak, warmup = config.learning_rate, min(config.warmup, total_steps // 2)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     elif config.schedule == "inverse_sqrt":
-        after = lambda step: peak * jnp.sqrt(warmup / (step + warmup))  # noqa: E731
+        after = lambda step: peak * jnp.sqrt(max(warmup, 1) / (step + max(warmup, 1)))  # noqa: E731
     else:
         after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    rise = lambda step: peak * (step + 1) / (warmup + 1)  # noqa: E731 (from above 0: no update is lost)
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: the first one asks the loop to stop between two steps, the second one stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NOTICE = b"\nstopping after this step; a checkpoint is saved first. Ctrl-C again stops at once\n"
+
+
+class Interrupted(Exception):
+    """Training was interrupted; ``step`` is that of the newest checkpoint, None if there is none."""
+
+    def __init__(self, step: int | None):
+        what = "before the first checkpoint" if step is None else f"after a checkpoint of step {step}"
+        super().__init__(f"interrupted {what}")
+        self.step = step
+
+
+@contextmanager
+def interruptions() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into a flag, so that no step is cut in half; the second is a KeyboardInterrupt.
+
+    Outside the main thread, where Python handles no signals, the flag is never set.
+    """
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+        os.write(2, NOTICE)  # not print: the signal may fall into the middle of one
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
