@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,18 +14,17 @@ import numpy as np
 
 from attn_jax.data.batching import Sequences, inference_batches, next_length
 from attn_jax.data.subwords import load_vocabulary
-from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary
+from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary, split_language_token
 from attn_jax.decoding import beam_search, forced_decode, greedy
 from attn_jax.models.families import build_model, family_of
 from attn_jax.models.protocol import EOS_ID, Batch
+from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
 from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis
 
 EOS_TOKEN = SPECIAL_TOKENS[EOS_ID]
 MAX_SRC_LEN = 1024
 """Tokens of the longest sentence that is translated: a search keeps its attention, which grows with the square."""
-
-_LANGUAGE_TOKEN = re.compile(r">>[^<>\s]+<<")
 
 
 class Translation(NamedTuple):
@@ -92,9 +90,9 @@ class Translator:
           ModelFolderError: if a file is missing or is not what was written.
         """
         path = Path(path)
-        if (path / "checkpoints").is_dir() and not (path / "model").exists():
+        if (path / "environment.json").is_file() and not _has_model(path):
             raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
-        folder = path / "model" if (path / "model").is_dir() else path
+        folder = path / "model" if _has_model(path) else path
         config, params, folder = load_model_folder(folder)
         missing = {"family", "model"} - set(config)
         if missing:
@@ -193,10 +191,11 @@ class Translator:
     def _check_language_tokens(self, text: Sequence[str]) -> None:
         """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece."""
         for number, sentence in enumerate(text, 1):
-            token = _LANGUAGE_TOKEN.match(sentence.lstrip())
-            if token and token[0] not in self.src_vocab.pieces(self.src_vocab.encode(token[0])):
+            token, _ = split_language_token(sentence)
+            token = token.lower() if self.src_vocab.lowercase else token
+            if token and token not in self.src_vocab.pieces(self.src_vocab.encode(token)):
                 raise ValueError(
-                    f"line {number}: unknown language token {token[0]}; this model has one pair of languages, remove it"
+                    f"line {number}: unknown language token {token}; this model was not trained with it, remove it"
                 )
 
     def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
@@ -255,6 +254,11 @@ class Translator:
         return forced_decode(
             partial(self.model.apply, {"params": params}, method="step"), state, batch.tgt, batch.tgt_mask
         )
+
+
+def _has_model(run: Path) -> bool:
+    """Whether a run folder holds a model, or what an interrupted save left of one."""
+    return (run / "model").is_dir() or replaced_name(run / "model").is_dir()
 
 
 def attention_example(hypotheses: Sequence[Translation], reference: str | None = None) -> AttentionExample:

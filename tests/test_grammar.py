@@ -56,7 +56,7 @@ HAND_CHECKED = {
         "she ate an apple | elle a mangé une pomme",
     ),
     "être agrees": (
-        lambda: do(many(THE, "girl"), "arrive", "past"),
+        lambda: do(many(THE, "girl"), "arrive", "past", complement=0),
         "the girls arrived | les filles sont arrivées",
     ),
     "vous is one man": (lambda: do(who("you"), "fall", "past"), "you fell | vous êtes tombé"),
@@ -91,7 +91,7 @@ HAND_CHECKED = {
         lambda: do(who("she"), "have", "present", "not", obj=many(closed.NO_BARE, "umbrella")),
         "she does not have umbrellas | elle n' a pas de parapluies",
     ),
-    "never": (lambda: do(who("we"), "arrive", "past", "never"), "we never arrived | nous ne sommes jamais arrivés"),
+    "never": (lambda: do(who("we"), "leave", "past", "never"), "we never left | nous ne sommes jamais partis"),
     "often": (
         lambda: do(one(THE, "woman"), "sing", "past", "often"),
         "the woman often sang | la femme a souvent chanté",
@@ -123,6 +123,10 @@ HAND_CHECKED = {
     "answers": (
         lambda: do(who("i"), "answer", obj=one(THE, "teacher")),
         "i answer the teacher | je réponds au professeur",
+    ),
+    "arrives in": (
+        lambda: do(who("she"), "arrive", "future", obj=one(THE, "city")),
+        "she will arrive in the city | elle arrivera dans la ville",
     ),
     "goes to": (lambda: do(who("we"), "go", obj=one(THE, "school")), "we go to the school | nous allons à l' école"),
     "comes from": (

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -116,6 +117,49 @@ def test_words_are_lower_case_and_spelled_out(pairs):
         for first, second in itertools.pairwise(pair.tgt):
             assert (first in elided) <= (syntax.starts_with_vowel(second) or second == "est-ce")
             assert not (first in ("le", "la", "je", "me", "ne", "de", "que") and syntax.starts_with_vowel(second))
+
+
+LEAVE = r"(?:par[st]|part(?:ons|ez|ent|i|ie|is|ies|ir\w*|ais|ait|ions|iez|aient))"
+ARRIVE = r"arriv\w+"
+IN_CLAUSE = "(?:(?!(?:parce|quand|pendant|si|s'|et|mais) )[^ ,|]+ )"
+UNDER_PAS_DE = r"\bn(?:e|') (?:[^ ,]+ ){0,3}(?:pas|jamais) (?:[^ ,]+ ){0,2}d(?:e|') "
+NOUN_OR_ADJECTIVE = "|".join(
+    {word for tagged in NOUNS.values() for noun in tagged for word in noun.fr}
+    | {word for adjective in lexicon.ADJECTIVES for word in (*adjective.fr, adjective.before_vowel)}
+)
+FORBIDDEN = {
+    "one acts on a group that one belongs to": (
+        r"(?:\bj(?:e|')|\bnous) (?:n(?:e|') )?(?:(?:peu|doi|veu|pouv|dev|voul)\w+ (?:[^ ,]+ )?)?(?:me|m'|nous) "
+        r"|\bvous (?:ne )?(?:(?:pouv|dev|voul)ez (?:[^ ,]+ )?)?vous ",
+        ["we saw me | nous m' avons vu", "i forget us | je nous oublie", "| je ne veux pas nous aider"],
+    ),
+    "leave at a place": (
+        rf"\b{LEAVE} (?:[^ ,]+ )?(?:ici|dans|sur|sous|près|derrière|devant|à côté)\b",
+        ["you leave here | vous partez ici", "you leave on the chair | vous partez sur la chaise"],
+    ),
+    "the place where one leaves": (
+        rf"\boù {IN_CLAUSE}*{LEAVE}\b",
+        ["| où est-ce que vous partez ?", "| la maison où les pères sont toujours partis"],
+    ),
+    "arrive on, under, near, behind": (
+        rf"\b{ARRIVE} (?:[^ ,]+ )?(?:sur|sous|près|derrière|devant|à côté)\b",
+        ["he arrives under the chair | il arrive sous la chaise", "| il est arrivé hier sur le lit"],
+    ),
+    "an indicative about what is not there": (
+        rf"{UNDER_PAS_DE}(?:(?:{NOUN_OR_ADJECTIVE}) )+(?:qui|qu'|que|où) ",
+        ["| il n' y a pas de lapins noirs qui sautent", "| je ne veux jamais lui donner d' œuf que vous mangez"],
+    ),
+    "more than delicious": (r"\b(?:très|trop) délicieu", ["it is very delicious | il est très délicieux"]),
+}
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+def test_what_nobody_says(pairs, fault):
+    pattern, faulty = FORBIDDEN[fault]
+    pattern = re.compile(pattern)
+    assert all(pattern.search(line) for line in faulty)
+    lines = (f"{' '.join(pair.src)} | {' '.join(pair.tgt)}" for pair in pairs)
+    assert [line for line in lines if pattern.search(line)][:5] == []
 
 
 def test_word_for_word_is_not_enough(parts):

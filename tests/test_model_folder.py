@@ -1,6 +1,7 @@
 """The model folder: exact round trips, one-line errors for every missing or garbled file, atomic replacement."""
 
 import json
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -234,6 +235,38 @@ def test_never_replaces_what_is_no_model(tmp_path):
     with pytest.raises(ModelFolderError, match="found a file"):
         load_model_folder(home / "thesis.tex")
     assert (home / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_folder_is_as_good_as_none(tmp_path, overwrite):
+    (tmp_path / "model").mkdir()
+    assert load_model_folder(save(tmp_path / "model", overwrite=overwrite)).config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_comes_into_an_empty_folder_meanwhile_is_not_lost(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+
+    def write(scratch):
+        scratch.write_bytes(b"a")
+        (path / "thesis.tex").write_text("years of work")
+
+    with pytest.raises(ModelFolderError, match="model: is not empty"):
+        save(path, files={"source.vocab": write})
+    assert [p.name for p in tmp_path.iterdir()] == ["model"] and [p.name for p in path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_permissions_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_a_failing_save_leaves_the_old_model(folder, monkeypatch):

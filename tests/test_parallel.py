@@ -96,6 +96,29 @@ def test_what_is_left_out_is_counted_with_its_lines(write):
     assert json.loads(json.dumps(dataclasses.asdict(text.report)))["skipped"]["nul"]["count"] == 1
 
 
+def test_a_report_is_json(write):
+    src, tgt = write("a.de", "gut\n\n"), write("a.en", "good\nb\n")
+    record = dataclasses.asdict(read_parallel(src, tgt).report)
+    assert json.loads(json.dumps(record)) == {
+        "files": [
+            {
+                "path": str(path),
+                "lines": 2,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "bom": False,
+                "crlf": 0,
+            }
+            for path in (src, tgt)
+        ],
+        "kept": 1,
+        "skipped": {"empty": {"count": 1, "first_lines": [2]}},
+    }
+    with open(src, "rb") as stream:
+        for source, name in ((src, str(src)), (stream, str(src)), (io.BytesIO(b"a\n"), "<stream>")):
+            report = dataclasses.asdict(read_lines(source).report)
+            assert json.loads(json.dumps(report))["files"][0]["path"] == name
+
+
 def test_only_the_first_lines_of_a_reason_are_kept(write):
     text = read_parallel(write("a.de", "\n" * 9 + "x"), write("a.en", "y\n" * 10))
     assert text.report.skipped["empty"].count == 9 and text.report.skipped["empty"].first_lines == [1, 2, 3, 4, 5]

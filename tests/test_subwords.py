@@ -65,6 +65,59 @@ def test_a_long_sentence_is_trained_on():
     assert vocabulary.decode(vocabulary.encode("qx")) == "qx"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MissingFileError("a.de: cannot be read")])
+def test_what_the_sentences_raise_is_what_comes_out(error):
+    def sentences():
+        yield from SENTENCES
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        SubwordVocabulary.train(sentences(), vocab_size=30)
+    assert caught.value is error
+
+
+TWO_TARGETS = [f"{token} {text}" for token in (">>fr<<", " >>en<<", ">>x,\"y'<<") for text in SENTENCES]
+
+
+@pytest.fixture(scope="module", params=ALGORITHMS)
+def two_targets(request):
+    return SubwordVocabulary.train(TWO_TARGETS, vocab_size=34, algorithm=request.param)
+
+
+def test_language_tokens_are_whole(two_targets):
+    for token in (">>fr<<", ">>en<<", ">>x,\"y'<<"):
+        assert two_targets.pieces(two_targets.encode(token)) == [token]
+    ids = two_targets.encode(">>fr<< ein hund läuft")
+    assert two_targets.pieces(ids) == [">>fr<<", *two_targets.pieces(two_targets.encode("ein hund läuft"))]
+    assert two_targets.decode([BOS_ID, *ids, EOS_ID]) == ">>fr<< ein hund läuft"
+    assert two_targets.encode("  >>fr<<ein hund läuft") == ids
+    assert two_targets.encode_batch(TWO_TARGETS) == [two_targets.encode(text) for text in TWO_TARGETS]
+    for unknown in (">>de<<", ">>FR<<", ">> fr <<"):
+        assert unknown not in two_targets.pieces(two_targets.encode(unknown))
+
+
+def test_language_tokens_survive_sampling(two_targets):
+    texts = [">>fr<< " + text for text in SENTENCES]
+    for alpha in (0.0, 0.5, 1.0):
+        samples = two_targets.sample_batch(texts, alpha=alpha, seed=1)
+        assert {two_targets.pieces(ids)[0] for ids in samples} == {">>fr<<"}
+        assert [two_targets.decode(ids) for ids in samples] == texts
+
+
+def test_language_tokens_in_lower_case_come_back_from_disk(tmp_path):
+    vocabulary = SubwordVocabulary.train([">>FR<< Ein MANN", ">>fr<< ein hut"], vocab_size=17, lowercase=True)
+    vocabulary.save(tmp_path, "src")
+    loaded = load_vocabulary(tmp_path, "src")
+    assert loaded == vocabulary
+    assert loaded.pieces(loaded.encode(">>Fr<<")) == [">>fr<<"]
+    assert loaded.decode(loaded.encode(">>Fr<< EIN Hut")) == ">>fr<< ein hut"
+
+
+def test_too_many_language_tokens_are_named():
+    with pytest.raises(VocabularyError, match=r"vocab_size 100 is smaller than the \d+ characters, language tokens"):
+        SubwordVocabulary.train([f">>{i}<< ein mann" for i in range(200)], vocab_size=100)
+
+
 def test_vocab_size_too_large_names_the_largest_possible():
     with pytest.raises(VocabularyError, match=r"vocab_size 9000 is too large .* largest possible is") as caught:
         SubwordVocabulary.train(SENTENCES, vocab_size=9000)
@@ -82,8 +135,9 @@ def test_vocab_size_too_small_names_the_smallest_possible():
 
 
 def test_no_text_and_an_unknown_algorithm():
-    with pytest.raises(VocabularyError, match="found none"):
-        SubwordVocabulary.train(["", "  "], vocab_size=10)
+    for text in ([], ["", "  "], [">>fr<<"]):
+        with pytest.raises(VocabularyError, match="found none"):
+            SubwordVocabulary.train(text, vocab_size=10)
     with pytest.raises(VocabularyError, match="'bpe' or 'unigram'"):
         SubwordVocabulary.train(SENTENCES, vocab_size=30, algorithm="word")
 

@@ -5,7 +5,7 @@ import pytest
 
 from attn_jax.data.errors import DataError, MissingFileError, VocabularyError
 from attn_jax.data.subwords import load_vocabulary
-from attn_jax.data.vocabulary import SPECIAL_TOKENS, WordVocabulary
+from attn_jax.data.vocabulary import SPECIAL_TOKENS, WordVocabulary, split_language_token
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 SENTENCES = ["the cat sat", "the dog sat", "A dog"]
@@ -33,6 +33,16 @@ def test_encode_and_decode_by_hand(words):
 def test_decode_stops_at_the_end_and_skips_padding(words):
     assert words.decode(np.array([BOS_ID, 6, PAD_ID, 4, EOS_ID, 5])) == "the dog"
     assert words.decode([]) == ""
+
+
+def test_language_tokens():
+    assert split_language_token(">>fr<< a") == (">>fr<<", " a")
+    assert split_language_token(" >>zh-CN<<a") == (">>zh-CN<<", "a")
+    for text in ("a >>fr<<", ">> fr<<", ">><<", ">>a>b<<", ""):
+        assert split_language_token(text) == ("", text)
+    words = WordVocabulary.build([">>fr<< the cat"])
+    assert words.pieces(words.encode(">>fr<< the")) == [">>fr<<", "the"]
+    assert words.pieces(words.encode(">>de<<")) == ["<unk>"]
 
 
 def test_limits():
@@ -90,6 +100,7 @@ def test_save_is_readable_json(words, tmp_path):
         b"{",
         b"\xff\xfe",
         b"[]",
+        b"[" * 100_000,
         b'{"kind": "other"}',
         b'{"kind": "words"}',
         b'{"kind": "words", "lowercase": 1, "tokens": []}',
@@ -105,6 +116,9 @@ def test_a_garbled_file_is_a_typed_error(tmp_path, content):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(MissingFileError, match=r"src\.json"):
+    with pytest.raises(MissingFileError, match=r"src\.json: missing; restore"):
+        load_vocabulary(tmp_path, "src")
+    (tmp_path / "src.json").mkdir()
+    with pytest.raises(MissingFileError, match=r"src\.json: cannot be read"):
         load_vocabulary(tmp_path, "src")
     assert issubclass(MissingFileError, DataError)

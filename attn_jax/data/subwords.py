@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import sentencepiece
 
 from attn_jax.data.errors import MissingFileError, VocabularyError
 from attn_jax.data.vocabulary import (
+    LANGUAGE_TOKEN,
     RESTORE,
     SPECIAL_TOKENS,
     Vocabulary,
@@ -23,6 +24,7 @@ from attn_jax.data.vocabulary import (
     checked_ids,
     read_fields,
     sentence_ids,
+    split_language_token,
 )
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
@@ -32,6 +34,9 @@ Algorithm = Literal["bpe", "unigram"]
 @dataclass(frozen=True)
 class SubwordVocabulary:
     """A vocabulary of SentencePiece pieces.
+
+    A language token that began a sentence of the training text (``>>fr<<``) is one piece at the beginning of any text,
+    without a ``▁`` before it; the text behind it is encoded as if it stood alone.
 
     Attributes:
       model: the serialised SentencePiece model; its ids 0 to 3 are the special ones of this library.
@@ -63,6 +68,11 @@ class SubwordVocabulary:
                 f"expected a SentencePiece model, found {len(self.model)} other bytes; {RESTORE}"
             ) from error
 
+    @cached_property
+    def _language_ids(self) -> dict[str, int]:
+        pieces = {self._sp.id_to_piece(i): i for i in range(len(self))}
+        return {piece: i for piece, i in pieces.items() if LANGUAGE_TOKEN.fullmatch(piece)}
+
     @classmethod
     def train(
         cls,
@@ -93,11 +103,12 @@ class SubwordVocabulary:
             raise VocabularyError(f"expected the algorithm 'bpe' or 'unigram', found {algorithm!r}")
         if vocab_size <= len(SPECIAL_TOKENS):
             raise VocabularyError(f"expected vocab_size > {len(SPECIAL_TOKENS)}, found {vocab_size}; try 8000")
-        lines = (s.lower() if lowercase else s for s in sentences)
+        # All of them first: SentencePiece would turn what the iterator raises, Ctrl-C too, into an error of its own.
+        split = [split_language_token(s.lower() if lowercase else s) for s in sentences]
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=(s for s in lines if s.strip()),
+                sentence_iterator=iter([line for _, line in split if line.strip()]),
                 model_writer=model,
                 model_type=algorithm,
                 vocab_size=vocab_size,
@@ -109,6 +120,7 @@ class SubwordVocabulary:
                 unk_id=UNK_ID,
                 pad_piece=SPECIAL_TOKENS[PAD_ID],
                 unk_surface=SPECIAL_TOKENS[UNK_ID],
+                user_defined_symbols=sorted({token for token, _ in split} - {""}),
                 max_sentence_length=1 << 20,  # bytes; the default drops longer sentences without a word
                 num_threads=1,  # the unigram sums depend on the number of threads
                 minloglevel=3,
@@ -123,11 +135,12 @@ class SubwordVocabulary:
 
     def encode(self, text: str) -> list[int]:
         """The ids of the pieces of ``text``, without ``BOS_ID`` and ``EOS_ID``."""
-        return self._sp.encode(text.lower() if self.lowercase else text)
+        head, rest = self._split(text)
+        return head + self._sp.encode(rest)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """``encode`` of each text, several times faster than one by one."""
-        return self._sp.encode([t.lower() for t in texts] if self.lowercase else list(texts))
+        return self._encode_batch(texts)
 
     def sample_batch(self, texts: Sequence[str], *, alpha: float = 0.1, seed: int) -> list[list[int]]:
         """Encodes each text in one of its many segmentations: the same for the same texts, alpha and seed.
@@ -147,10 +160,20 @@ class SubwordVocabulary:
         """
         if not 0 <= alpha <= 1:
             raise VocabularyError(f"expected 0 <= alpha <= 1, found {alpha}; 0.1 is usual for BPE, 0.2 for unigram")
-        lines = [t.lower() for t in texts] if self.lowercase else list(texts)
         sentencepiece.set_random_generator_seed(seed)
         # One thread: the draws of several are not reproducible, nor those outside a batch before SentencePiece 0.2.3.
-        return self._sp.encode(lines, num_threads=1, enable_sampling=True, alpha=alpha, nbest_size=-1)
+        return self._encode_batch(texts, num_threads=1, enable_sampling=True, alpha=alpha, nbest_size=-1)
+
+    def _split(self, text: str) -> tuple[list[int], str]:
+        """The id of a known language token at the beginning of ``text``, if there is one, and the text to encode."""
+        text = text.lower() if self.lowercase else text
+        token, rest = split_language_token(text)
+        return ([self._language_ids[token]], rest) if token in self._language_ids else ([], text)
+
+    def _encode_batch(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        split = [self._split(text) for text in texts]
+        encoded = self._sp.encode([rest for _, rest in split], **options)
+        return [head + ids for (head, _), ids in zip(split, encoded, strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``: up to the first ``EOS_ID``, ``PAD_ID`` and ``BOS_ID`` left out.
@@ -204,8 +227,8 @@ def _training_remedy(message: str, vocab_size: int) -> str:
         return f"vocab_size {vocab_size} is too large for this text; the largest possible is {largest[1]}"
     if smallest:
         return (
-            f"vocab_size {vocab_size} is smaller than the {smallest[1]} characters and special ids of this text; "
-            "use at least that many, or lower character_coverage"
+            f"vocab_size {vocab_size} is smaller than the {smallest[1]} characters, language tokens and special ids of "
+            "this text; use at least that many, or lower character_coverage"
         )
     if "sentences_.empty()" in message:
         return f"expected text to train {vocab_size} subwords on, found none; check the files"

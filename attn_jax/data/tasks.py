@@ -10,14 +10,14 @@ FIRST_SYMBOL = 4
 """The id of the first symbol, after the special ids of ``attn_jax.models.protocol`` (padding, begin, end, unknown)."""
 
 
-class Sequences(NamedTuple):
+class TaskSequences(NamedTuple):
     """Source and target sequences of ids, without special ids: lists of int32 arrays ``[length]``."""
 
     src: list[np.ndarray]
     tgt: list[np.ndarray]
 
 
-def copy_task(num: int, length: int | tuple[int, int], num_symbols: int, seed: int = 0) -> Sequences:
+def copy_task(num: int, length: int | tuple[int, int], num_symbols: int, seed: int = 0) -> TaskSequences:
     """Sequences of random symbols, and the same again: ``y_t = x_t``.
 
     Args:
@@ -37,10 +37,10 @@ def copy_task(num: int, length: int | tuple[int, int], num_symbols: int, seed: i
     ([[8, 7, 6], [5, 5, 4]], True)
     """
     src = _random_sequences(num, length, num_symbols, seed)
-    return Sequences(src, [ids.copy() for ids in src])
+    return TaskSequences(src, [ids.copy() for ids in src])
 
 
-def reverse_task(num: int, length: int | tuple[int, int], num_symbols: int, seed: int = 0) -> Sequences:
+def reverse_task(num: int, length: int | tuple[int, int], num_symbols: int, seed: int = 0) -> TaskSequences:
     """Sequences of random symbols, and the same backwards: ``y_t = x_{n+1-t}``.
 
     Args:
@@ -60,7 +60,7 @@ def reverse_task(num: int, length: int | tuple[int, int], num_symbols: int, seed
     True
     """
     src = _random_sequences(num, length, num_symbols, seed)
-    return Sequences(src, [ids[::-1].copy() for ids in src])
+    return TaskSequences(src, [ids[::-1].copy() for ids in src])
 
 
 def first_token_task(num: int, length: int = 20, num_symbols: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

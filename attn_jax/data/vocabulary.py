@@ -7,6 +7,7 @@ Ids 0 to 3 are padding, begin of sentence, end of sentence and unknown in every 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,14 @@ import numpy as np
 
 from attn_jax.data.errors import MissingFileError, VocabularyError
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from attn_jax.storage.files import IntegrityError, read_json
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 """How the ids 0 to 3 are written."""
+
+
+LANGUAGE_TOKEN = re.compile(r">>[^<>\s]+<<")
+"""What a source sentence may begin with to say which language it shall be translated into: ``>>fr<<``."""
 
 
 class Vocabulary(Protocol):
@@ -51,6 +57,17 @@ class Vocabulary(Protocol):
     def save(self, folder: str | Path, stem: str) -> list[Path]:
         """Writes the vocabulary and returns the files written."""
         ...
+
+
+def split_language_token(text: str) -> tuple[str, str]:
+    """Splits a sentence into the language token that it begins with, "" for none, and the rest.
+
+    >>> split_language_token(">>fr<< ein mann"), split_language_token("ein mann")
+    (('>>fr<<', ' ein mann'), ('', 'ein mann'))
+    """
+    stripped = text.lstrip()
+    found = LANGUAGE_TOKEN.match(stripped)
+    return (found[0], stripped[found.end() :]) if found else ("", text)
 
 
 def checked_ids(ids: Iterable[int], size: int) -> list[int]:
@@ -218,11 +235,10 @@ def read_fields(folder: str | Path, stem: str, *, kind: str | None, fields: dict
     """
     path = Path(folder) / f"{stem}.json"
     try:
-        found = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise MissingFileError(f"{path}: expected a vocabulary here, found {error.strerror}; {RESTORE}") from error
-    except ValueError as error:
-        raise VocabularyError(f"{path}: expected the JSON of a vocabulary, found {error}; {RESTORE}") from error
+        found = read_json(path)
+    except IntegrityError as error:
+        kind_of_error = MissingFileError if isinstance(error.__context__, OSError) else VocabularyError
+        raise kind_of_error(f"{error}; {RESTORE}") from error
     if not isinstance(found, dict) or found.get("kind") not in ((kind,) if kind else ("words", "subwords")):
         raise VocabularyError(f"{path}: expected a vocabulary of kind {kind or 'words or subwords'}; {RESTORE}")
     for name, expected in fields.items():

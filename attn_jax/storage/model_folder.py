@@ -60,7 +60,7 @@ def save_model_folder(
     """Writes a model folder beside ``path`` and renames it: it is there whole or not at all.
 
     Args:
-      path: the folder to make.
+      path: the folder to make; it may be there if it is empty.
       config: everything that JSON can say and the model is rebuilt from.
       params: nested dict of float32 or bfloat16 arrays, kept bit by bit. Names are joined by ``.``.
       files: further files by plain name, such as vocabularies: their bytes, or a function that writes to a given path.
@@ -89,11 +89,13 @@ def save_model_folder(
         except ValueError as error:
             raise ModelFolderError(f"{CONFIG}: {error}") from error
         _write_tensors(scratch / PARAMS, tensors)
+        shutil.copymode(scratch / CONFIG, scratch / PARAMS)  # safetensors writes for the owner alone
         (scratch / CARD).write_text(card, encoding="utf-8")
         for name, content in files.items():
             _write_extra(scratch / name, content)
         manifest.write_manifest(scratch, format=FORMAT)
         if path.exists():
+            _check_replaceable(path, overwrite)  # once more: writing took its time
             _carry_over(path, scratch)
         put_in_place(scratch, path)
     finally:
@@ -221,9 +223,10 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
 
 def _carry_over(old: Path, new: Path) -> None:
     """Copies what no model folder wrote (a reader's notes, a figure) to the folder that takes its place."""
-    files = read_json(old / manifest.NAME).get("files")
+    entries = list(old.iterdir())
+    files = read_json(old / manifest.NAME).get("files") if entries else None
     ours = {manifest.NAME, *(files if isinstance(files, dict) else ())}
-    for entry in old.iterdir():
+    for entry in entries:
         if entry.name in ours or (new / entry.name).exists():
             continue
         if entry.is_dir():

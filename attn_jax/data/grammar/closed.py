@@ -50,6 +50,8 @@ NO_A = Determiner(("a", ""), ("de", "de", "", ""))
 NO_BARE = Determiner(("", ""), ("de", "de", "de", "de"))
 """Objects under negation: "does not see a cat" / "ne voit pas de chat"."""
 NO = Determiner(("no", "no"), ("de", "de", "de", "de"))
+NEGATED = (NO_A, NO_BARE, NO)
+"""A relative clause after these would need the subjunctive."""
 THIS = Determiner(("this", "these"), ("ce", "cette", "ces", "ces"))
 EVERY = Determiner(("every", ""), ("chaque", "chaque", "", ""))
 ALL = Determiner(("", "all the"), ("", "", "tous les", "toutes les"))
@@ -107,7 +109,8 @@ FREQUENCIES = tuple(
     Adverb(*pair)
     for pair in (("often", "souvent"), ("always", "toujours"), ("sometimes", "parfois"), ("rarely", "rarement"))
 )
-MANNERS = (("slowly", "lentement"), ("quickly", "rapidement"), ("quietly", "silencieusement"), ("here", "ici"))
+HERE = ("here", "ici")
+MANNERS = (("slowly", "lentement"), ("quickly", "rapidement"), ("quietly", "silencieusement"), HERE)
 TIMES = {
     "present": (
         ("today", "aujourd'hui"),

@@ -28,9 +28,9 @@ def generate(num: int, seed: int = 0) -> list[AlignedPair]:
     Raises:
       ValueError: ``num`` is negative.
 
-    >>> pair = generate(7, seed=0)[6]
+    >>> pair = generate(9, seed=0)[8]
     >>> print(" ".join(pair.src), "|", " ".join(pair.tgt))
-    she was coming from this church . | elle venait de cette église .
+    the cakes are not fresh . | les gâteaux ne sont pas frais .
     """
     if num < 0:
         raise ValueError(f"expected a number of pairs >= 0, found {num}")

@@ -43,6 +43,7 @@ class Adjective:
     kinds: tuple[str, ...]
     before_vowel: str = ""
     compares: bool = False
+    intensifies: bool = True
 
     @property
     def precedes(self) -> bool:
@@ -232,7 +233,8 @@ NOUNS = _read_nouns()
 """Nouns by tag: what they are (person, animal, ...) and what they can be (in, on, under, by: places; written; ...)."""
 
 # Adjectives -----------------------------------------------------------------------------------------------------------
-# Slot | kinds of noun : English and the French forms that are not regular; "+" compares with "more" and "less".
+# Slot | kinds of noun : English and the French forms that are not regular; "+" compares with "more" and "less", "!"
+# takes no "very" and no "too".
 
 _ADJECTIVES = """
 size    | person animal thing vehicle furniture place snack : big grand, small petit
@@ -248,7 +250,7 @@ quality | thing vehicle furniture : expensive+ cher chère
 quality | place vehicle : modern+ moderne
 quality | place : quiet calme
 quality | work : funny drôle, interesting+ intéressant
-quality | food drink snack : fresh frais fraîche, delicious délicieux
+quality | food drink snack : fresh frais fraîche, delicious! délicieux
 colour  | animal thing vehicle furniture : black noir, white blanc blanche, brown brun
 colour  | thing vehicle furniture : red rouge, blue bleu
 """
@@ -262,10 +264,16 @@ def _read_adjectives() -> tuple[Adjective, ...]:
         slot, kinds = head.split("|")
         for entry in entries.split(", "):
             en, masculine, feminine, before_vowel = [*entry.split(), "", ""][:4]
-            forms = agreeing_forms(masculine, feminine)
-            kind = tuple(kinds.split())
             adjectives.append(
-                Adjective(en.removesuffix("+"), forms, slot.strip(), kind, before_vowel or masculine, en.endswith("+"))
+                Adjective(
+                    en=en.rstrip("+!"),
+                    fr=agreeing_forms(masculine, feminine),
+                    slot=slot.strip(),
+                    kinds=tuple(kinds.split()),
+                    before_vowel=before_vowel or masculine,
+                    compares=en.endswith("+"),
+                    intensifies=not en.endswith("!"),
+                )
             )
     return tuple(adjectives)
 
@@ -275,7 +283,8 @@ ADJECTIVES = _read_adjectives()
 # Verbs: English forms | French principal parts | complements | flags -------------------------------------------------
 # Complements: "-" none, ": tags" a direct object, "english/french: tags" after prepositions; alternatives after ";".
 # Flags: person (subjects are people), être (the auxiliary), stative (no progressive), imparfait (its simple past),
-# generic ("i love cats" is "j' aime les chats"), recipient ("gives the book to the girl"), for ("sings for the queen").
+# unplaced (no place but a complement: "leaves here" is not "part ici"), generic ("i love cats" is "j' aime les chats"),
+# recipient ("gives the book to the girl"), for ("sings for the queen").
 
 _VERBS = """
 sleep sleeps slept sleeping | dormir dors dort dormons dormez dorment dormi | -
@@ -285,8 +294,8 @@ swim swims swam swimming | nager | -
 walk walks walked walking | marcher | -
 work works worked working | travailler | - | person for
 sing sings sang singing | chanter | - | person for
-arrive arrives arrived arriving | arriver | - | être
-leave leaves left leaving | partir pars part partons partez partent parti | - | être
+arrive arrives arrived arriving | arriver | - ; in/dans: home | être unplaced
+leave leaves left leaving | partir pars part partons partez partent parti | - | être unplaced
 fall falls fell falling | tomber | - | être
 come comes came coming | venir viens vient venons venez viennent venu viendr- | from/de: to | être
 go goes went going | aller vais va allons allez vont allé ir- | to/à: to | être

@@ -12,7 +12,7 @@ from functools import cache
 
 from attn_jax.data.grammar import closed, lexicon, syntax
 from attn_jax.data.grammar.closed import Adverb, Determiner
-from attn_jax.data.grammar.lexicon import BE, BE_AVOIR, IL, ILS, Adjective, Complement, Noun, Verb
+from attn_jax.data.grammar.lexicon import BE, BE_AVOIR, IL, ILS, JE, NOUS, VOUS, Adjective, Complement, Noun, Verb
 from attn_jax.data.grammar.syntax import AlignedPair, Nominal, Phrase, clause, gloss, join, prepositional
 
 # What goes with what -------------------------------------------------------------------------------------------------
@@ -58,6 +58,8 @@ _PLACES = [
     for tag, weight in (("in", 6), ("on", 3), ("under", 1), ("by", 1))
     for place in closed.PLACES[tag] * weight
 ]
+_OWN_GROUP = {JE: (JE, NOUS), NOUS: (JE, NOUS), VOUS: (VOUS,), IL: (), ILS: ()}
+"""Persons that a subject's object pronoun does not stand for, because they would include the subject or its part."""
 _PROFESSIONS = tuple(tuple(entry.split()) for entry in lexicon.PROFESSIONS.split(", "))
 _OPINIONS = tuple(
     replace(lexicon.conjugate(fr), en=tuple(en.split()))
@@ -89,6 +91,13 @@ def _verbs(kind: str) -> tuple[Verb, ...]:
 
 
 @cache
+def _verbs_somewhere(kind: str) -> tuple[Verb, ...]:
+    """Verbs without an object, of which one can ask where it happens."""
+    verbs = [verb for verb in _verbs(kind) if {"stative", "unplaced"}.isdisjoint(verb.flags)]
+    return tuple(verb for verb in verbs if None in verb.complements)
+
+
+@cache
 def _verbs_with(kind: str) -> tuple[Verb, ...]:
     """Verbs with a bare object of this kind and no other complement, for relative clauses and "what"."""
     verbs = [verb for verb in lexicon.VERBS if "recipient" not in verb.flags]
@@ -105,7 +114,7 @@ def _noun(rng: random.Random, tags: Sequence[str], role: str, relative: float = 
     owned = determiner is closed.THE and not noun.mass and rng.random() < 0.1
     owner = _noun(rng, ("kin",), "owner") if owned else None
     head = syntax.noun_phrase(determiner, noun, plural, _attributes(rng, noun, determiner), owner)
-    return _relative(rng, head) if rng.random() < relative else head
+    return _relative(rng, head) if rng.random() < relative and determiner not in closed.NEGATED else head
 
 
 def _attributes(rng: random.Random, noun: Noun, determiner: Determiner) -> list[Adjective]:
@@ -119,11 +128,11 @@ def _attributes(rng: random.Random, noun: Noun, determiner: Determiner) -> list[
 def _relative(rng: random.Random, head: Nominal) -> Nominal:
     """Adds a relative clause: "who sleeps", "that he ate", "where we work"."""
     if head.kind in ("person", "animal") and rng.random() < 0.6:
-        return syntax.modify(head, _clause(rng, syntax.relative_subject(head), brief=True))
+        verbs = [v for v in _verbs(head.kind) if "unplaced" not in v.flags]  # a place may follow the relative clause
+        return syntax.modify(head, _clause(rng, syntax.relative_subject(head), verbs=verbs, brief=True))
     subject = syntax.pronoun(rng.choice(closed.PRONOUNS)) if rng.random() < 0.6 else _noun(rng, ("person",), "definite")
     if head.kind == "place" and rng.random() < 0.5:
-        verbs = [verb for verb in _verbs("person") if None in verb.complements]
-        inner = _action(rng, subject, rng.choice(verbs), brief=True, placed=True)
+        inner = _action(rng, subject, rng.choice(_verbs_somewhere("person")), brief=True, placed=True)
         return syntax.modify(head, join(gloss("where", "où"), inner))
     verbs = _verbs_with(head.kind)
     if not verbs:
@@ -226,7 +235,7 @@ def _action(
     else:
         complement = parts["complement"] = rng.choice(verb.complements)
     if complement:
-        pronouns = [p for p in closed.OBJECT_PRONOUNS if p.person != subject.person or p.person in (IL, ILS)]
+        pronouns = [p for p in closed.OBJECT_PRONOUNS if p.person not in _OWN_GROUP[subject.person]]
         dative = "recipient" in verb.flags and rng.random() < 0.4
         if dative or (complement.direct and "person" in complement.tags and rng.random() < 0.35):
             parts.update(clitic=rng.choice(pronouns), dative=dative)
@@ -237,9 +246,10 @@ def _action(
         if "recipient" in verb.flags and not dative:
             tail.append(prepositional("to", "à", _noun(rng, ("person",), "definite")))
     placed = placed or "stative" in verb.flags or (complement is not None and not complement.direct)
+    unplaced = "unplaced" in verb.flags
     if complement is None and antecedent is None and not placed and rng.random() < 0.2:
-        tail.append(gloss(*rng.choice(closed.MANNERS)))
-    elif not placed and rng.random() < (0.12 if brief else 0.25):
+        tail.append(gloss(*rng.choice([m for m in closed.MANNERS if not (unplaced and m is closed.HERE)])))
+    elif not (placed or unplaced) and rng.random() < (0.12 if brief else 0.25):
         tail.append(_place(rng))
     if "for" in verb.flags and rng.random() < 0.15:
         tail.append(prepositional("for", "pour", _noun(rng, ("person",), "definite")))
@@ -276,17 +286,18 @@ def _copula(
         rest = join(syntax.predicate(subject, [adjective], more), gloss("than", "que"), standard)
     else:
         two = rng.random() < 0.15 and not (adverb and adverb.negative)
-        intensifier = rng.choice(closed.INTENSIFIERS) if rng.random() < 0.4 else None
-        rest = syntax.predicate(subject, rng.sample(_predicates(subject.kind), 1 + two), intensifier)
+        adjectives = rng.sample(_predicates(subject.kind), 1 + two)
+        intensified = rng.random() < 0.4 and all(adjective.intensifies for adjective in adjectives)
+        rest = syntax.predicate(subject, adjectives, rng.choice(closed.INTENSIFIERS) if intensified else None)
     parts = {"subject": subject, "verb": verb, "tense": tense, "adverb": adverb, "question": question}
     return _front(rng, None if brief else _time(rng, tense, adverb), parts, [rest], fronted)
 
 
-def _clause(rng: random.Random, subject: Nominal, **options: object) -> Phrase:
-    """An action or a state."""
+def _clause(rng: random.Random, subject: Nominal, verbs: Sequence[Verb] = (), **options: object) -> Phrase:
+    """An action, with one of ``verbs`` if there are any, or a state."""
     if rng.random() < 0.22:
         return _copula(rng, subject, **options)
-    return _action(rng, subject, rng.choice(_verbs(subject.kind)), **options)
+    return _action(rng, subject, rng.choice(verbs or _verbs(subject.kind)), **options)
 
 
 def _existence(rng: random.Random, tense: str, question: bool = False) -> Phrase:
@@ -368,7 +379,7 @@ def _open_question(rng: random.Random) -> Phrase:
         noun = _noun(rng, ("person", "animal", "thing", "vehicle"), "definite")
         return join(ask, clause(Nominal([], [], noun.person), BE, rng.choice(("present", "past"))), noun)
     if word == "where":
-        verb = rng.choice([v for v in _verbs(subject.kind) if "stative" not in v.flags and v.complements[0] is None])
+        verb = rng.choice(_verbs_somewhere(subject.kind))
         return join(ask, _action(rng, subject, verb, question=True, brief=True, placed=True))
     return join(ask, _clause(rng, subject, question=True, brief=True))
 
