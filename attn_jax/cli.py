@@ -8,17 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from attn_jax.progress import Progress
+from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -264,9 +267,8 @@ class Translate:
             print(read.report, file=sys.stderr)
         options = {"beam": self.beam, "n_best": self.n_best, "length_penalty": self.length_penalty}
         results = translator(read.lines, batch_tokens=self.batch_tokens, **options)
-        blank = [
-            not found[0].src_tokens and bool(line.strip()) for found, line in zip(results, read.lines, strict=True)
-        ]
+        filled = (bool(line.strip()) for line in read.lines)
+        blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
         for number, found in enumerate(results):
             if self.n_best == 1:
@@ -352,7 +354,7 @@ def model_settings(train: Train) -> dict[str, Any]:
         settings |= {"tie_embeddings": True, "embed_dim": 384}
     for item in train.set:
         name, equals, value = item.partition("=")
-        if not equals:
+        if not (name and equals):
             raise ValueError(f"--set expects NAME=VALUE, found {item!r}; for example --set decoder_layers=2")
         try:
             settings[name] = json.loads(value)
@@ -381,30 +383,35 @@ def main(args: Sequence[str] | None = None) -> None:
       args: the command line without the program's name; None: that of the process.
     """
     warnings.showwarning = lambda message, *_, **__: print(f"attn-jax: warning: {message}", file=sys.stderr)
+    if args is None:
+        sys.unraisablehook = interrupt_again
     try:
         description = "Sequence-to-sequence learning with attention: train, translate, score, see the attention."
         verb = tyro.extras.subcommand_cli_from_dict(VERBS, args=args, prog="attn-jax", description=description)
+        if args is None:
+            with interrupt_deferred():
+                import_module("attn_jax.run")  # and JAX, before anything else imports it
         use_compilation_cache()
         verb.run()
     except KeyboardInterrupt:
-        print("attn-jax: interrupted before there was anything to save", file=sys.stderr)
-        raise SystemExit(130) from None
+        _stop(130, "interrupted", alone=args is None)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         _stop(2, f"error: {error or 'out of memory; lower --batch-tokens'}")
+    except Interrupted as error:
+        _stop(130, f"{error}; go on with the same command and --resume", alone=args is None)
     except Exception as error:
-        from attn_jax.training.interruption import Interrupted
-
-        if isinstance(error, Interrupted):
-            _stop(130, f"{error}; go on with the same command and --resume")
         if "RESOURCE_EXHAUSTED" in str(error):
             _stop(2, "error: out of memory; lower --batch-tokens")
         raise
 
 
-def _stop(code: int, message: str) -> None:
+def _stop(code: int, message: str, alone: bool = False) -> None:
+    """Ends the program; ``alone``: and the process, which a further Ctrl-C would only leave with a traceback."""
+    if alone:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(f"attn-jax: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code) from None
 

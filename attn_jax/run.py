@@ -181,7 +181,7 @@ def train_on_text(
     """
     journals.check(out, overwrite=overwrite, resume=resume)
     if config.precision == "auto":
-        known = journals.Journal(Path(out)).read_config()["precision"] if resume else faster_precision()
+        known = journals.Journal(Path(out)).read_config().get("precision", "auto") if resume else faster_precision()
         config = dataclasses.replace(config, precision=known)
     if resume:
         journals.Journal(Path(out)).check_config(config.as_json(), MAY_CHANGE)

@@ -7,7 +7,8 @@ import pytest
 
 
 def pytest_configure(config):
-    """Gives all tests of a session one compilation cache: many compile the same small functions."""
+    """Keeps compilation short, which is most of the time: one cache for the session, and few optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

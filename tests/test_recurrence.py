@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from attn_jax.functional.products import bf16_einsum
-from attn_jax.functional.recurrence import CELLS, hidden_of, keep_if_masked, recurrent_scan
+from attn_jax.functional.recurrence import CELLS, hidden_of, recurrent_scan, where_real
 from attn_jax.nn.attention import make_attention
 from tests.jaxprs import assert_products_accumulate_in_float32, equations
 
@@ -72,7 +72,7 @@ def test_a_cell_has_the_derivatives_of_its_values(x64, name):
 
 def test_masked_rows_keep_the_old_leaves():
     new, old = (jnp.ones((2, 3)), jnp.ones((2,))), (jnp.zeros((2, 3)), jnp.zeros((2,)))
-    kept = keep_if_masked(jnp.array([True, False]), new, old)
+    kept = where_real(jnp.array([True, False]), new, old)
     assert [leaf.tolist() for leaf in kept] == [[[1, 1, 1], [0, 0, 0]], [1, 0]]
 
 
@@ -86,7 +86,7 @@ def cell_case(name):
     def step(einsum, weights, carry, x):
         x, real = x
         new, output = cell.step(einsum, weights, carry, x)
-        return keep_if_masked(real, new, carry), jnp.where(real[:, None], output, 0)
+        return where_real(real, new, carry), jnp.where(real[:, None], output, 0)
 
     mask = jnp.arange(TIME)[:, None] < jnp.array([5, 3, 1])
     return step, cell_weights(name), cell_carry(name), (normal(6, TIME, BATCH, cell.gates * HIDDEN), mask)
@@ -114,7 +114,7 @@ def attention_case(name):
         gates = gates + einsum("bi,io->bo", carry, weights["context"])  # the same matrix twice
         gates = gates * weights["scale"] + jnp.sum(weights["context"] ** 2)  # and not only in products
         new, output = CELLS["gru"].step(einsum, weights["cell"], carry * weights["kept"], gates)
-        new = keep_if_masked(x["real"], new, carry)
+        new = where_real(x["real"], new, carry)
         return new, (output * x["dropout"], attention)
 
     inputs = {

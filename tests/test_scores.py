@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attn_jax.functional.normalizers import NORMALIZERS, softmax
 from attn_jax.functional.scores import (
     additive_scores,
     concat_scores,
@@ -79,6 +80,30 @@ def test_location_cuts_and_refuses():
     np.testing.assert_array_equal(location_scores(logits, 6), logits)
     with pytest.raises(ValueError, match=r"knows 6 source positions, found a source of length 7; .*max_len >= 7"):
         location_scores(logits, 7)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS.values(), ids=NORMALIZERS)
+def test_location_gives_no_weight_past_the_positions_it_knows(normalizer):
+    logits = jnp.array([[[0.3, 0.1, 0.2]]])
+    mask = jnp.array([[[True, False, True, False, True]]])  # the last position is real, and out of reach
+
+    def weights(logits):
+        return normalizer(location_scores(logits, 5, masked=True), mask)
+
+    np.testing.assert_array_equal(weights(logits)[0, 0, 3:], 0)
+    np.testing.assert_allclose(weights(logits)[..., :3], normalizer(logits, mask[..., :3]), rtol=1e-6)
+    (gradient,) = jax.vjp(weights, logits)[1](jnp.arange(5.0)[None, None])
+    (expected,) = jax.vjp(lambda x: normalizer(x, mask[..., :3]), logits)[1](jnp.arange(3.0)[None, None])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_row_with_only_positions_out_of_reach_gives_zeros_and_finite_gradients():
+    mask = jnp.array([[[False, False, True]]])
+    weights = lambda logits: softmax(location_scores(logits, 3, masked=True), mask)  # noqa: E731
+    value, backward = jax.vjp(weights, jnp.ones((1, 1, 2)))
+    np.testing.assert_array_equal(value, 0)
+    np.testing.assert_array_equal(backward(jnp.ones((1, 1, 3)))[0], 0)
 
 
 def test_products_go_through_the_hook(problem):

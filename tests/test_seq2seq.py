@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.models.protocol import Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig, shift_right
+from attn_jax.models.protocol import Batch, shift_right
+from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.nn.attention import ATTENTIONS
 from attn_jax.training.step import OptimizerConfig, batch_loss, init_state, make_optimizer, make_train_step
 
@@ -49,6 +49,7 @@ KINDS = {
     },
     "hoisted": {"attention": "concat", "input_feeding": False},
     "both": {"attention": "scaled_dot", "attend_first": True, "input_feeding": True},
+    "local": {"attention": "local", "attention_options": {"window": 2}},
     "multihead": {"attention": "multihead", "decoder_layers": 2, "encoder_layers": 2, "residual": True},
     "tied": {"tie_embeddings": True, "share_embeddings": True, "encoder_cell": "lstm", "variational": True},
     "dot_copy": {"attention": "dot", "bridge": "copy", "decoder_cell": "gru"},
@@ -73,7 +74,8 @@ def test_step_by_step_equals_the_scan(kind, rng):
         if weights is not None:
             whole = weights.mean(axis=1) if weights.ndim == 4 else weights
             np.testing.assert_allclose(out.weights[:, 0], whole[:, position], atol=1e-6)
-            np.testing.assert_allclose(out.weights.sum(-1), 1, atol=1e-5)
+            if kind != "local":
+                np.testing.assert_allclose(out.weights.sum(-1), 1, atol=1e-5)
             assert (np.asarray(out.weights[:, 0])[~np.asarray(batch.src_mask)] == 0).all()
         state = out.state
     assert (weights is None) == (model.config.attention is None)
@@ -95,6 +97,22 @@ def test_padding_changes_neither_loss_nor_gradient(kind, x64):
     np.testing.assert_allclose(loss, padded_loss, rtol=1e-10)
     chex.assert_trees_all_close(grads, padded_grads, atol=1e-9)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads["decoder"]["recurrent_0"]))
+
+
+def test_padding_past_what_location_attention_knows(rng):
+    batch = make_batch(rows=1, src_len=9)
+    padded = batch.replace(src=np.pad(batch.src, ((0, 0), (0, 3))), src_mask=np.pad(batch.src_mask, ((0, 0), (0, 3))))
+    model = Seq2Seq(make_config(attention="location", attention_options={"max_len": 10}))
+    variables = jax.jit(model.init)(rng, batch)
+
+    @jax.jit
+    def run(batch):
+        value, grads = jax.value_and_grad(lambda v: batch_loss(model, v["params"], batch).loss)(variables)
+        state = model.apply(variables, batch, 4, method="start")
+        out = model.apply(variables, jnp.full((1, 1), 1, jnp.int32), state, method="step")
+        return value, grads, out.logits, out.weights[..., :9]
+
+    chex.assert_trees_all_close(run(padded), run(batch), atol=1e-6)
 
 
 def test_packed_targets_give_the_same_loss(rng):
@@ -175,10 +193,26 @@ def test_learns_to_reverse():
 def test_what_a_wrong_shape_says(rng):
     batch = make_batch()
     model = Seq2Seq(make_config())
-    with pytest.raises(AssertionError, match="rank"):
-        model.init(rng, batch.replace(src=np.zeros((3, 6, 2), np.float32)))
-    with pytest.raises(AssertionError, match="shape"):
-        model.init(rng, batch.replace(src_mask=np.ones((3, 4), bool)))
+    for changes, message in (
+        ({"src": np.zeros((3, 6, 2), np.float32)}, "rank 3 .* but expected 2"),
+        ({"src_mask": np.ones((3, 4), bool)}, r"shape \(3, 4\) but expected \(3, 6\)"),
+        ({"src_mask": np.ones((3, 6))}, "type float.* bool"),
+        ({"tgt": np.zeros((3, 5, 2))}, "rank 3 .* but expected 2"),
+        ({"tgt_mask": np.ones((3, 4), bool)}, r"shape \(3, 4\) but expected \(3, 5\)"),
+        ({"tgt_mask": np.ones((3, 5))}, "type float.* bool"),
+        ({"tgt": np.zeros((2, 5), int), "tgt_mask": np.ones((2, 5), bool)}, r"prefixes: \[\(3,\), \(2,\)\]"),
+    ):
+        with pytest.raises(AssertionError, match=f"(?s){message}"):
+            jax.eval_shape(model.init, rng, batch.replace(**changes))
+    variables = jax.jit(model.init)(rng, batch)
+    state = jax.jit(lambda: model.apply(variables, batch, 8, method="start"))()
+    for tokens, message in (
+        (np.zeros(3, int), "rank 1 .* but expected 2"),
+        (np.zeros((3, 2), int), r"\(3, 1\).*\(3, 2\)"),
+        (np.zeros((2, 1), int), r"\(3, 1\).*\(2, 1\)"),
+    ):
+        with pytest.raises(AssertionError, match=f"(?s){message}"):
+            model.apply(variables, tokens, state, method="step")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +226,19 @@ def test_what_a_wrong_shape_says(rng):
         ({"share_embeddings": True, "tgt_vocab_size": 30}, "one vocabulary"),
         ({"attention": None, "attend_first": True}, "needs an attention"),
         ({"decoder_layers": 0}, "at least 1"),
+        ({"attention_features": -1}, "attention_features must not be negative, found -1"),
+        ({"readout": "state"}, "readout='state' ignores the context of recur-then-attend"),
+        ({"tie_embeddings": True, "tgt_vocab_size": 0, "tgt_features": 3}, "tie_embeddings needs target words"),
+        (
+            {"share_embeddings": True, "src_vocab_size": 0, "tgt_vocab_size": 0, "src_features": 3, "tgt_features": 3},
+            "share_embeddings needs words on both sides",
+        ),
+        ({"share_embeddings": True, "tgt_vocab_size": 0, "tgt_features": 3}, "share_embeddings needs words"),
+        ({"attention_options": {"num_heads": 2}}, "general attention has no option 'num_heads'"),
+        ({"attention_options": {"normalizer": "hardmax"}}, "normalizer must be one of entmax15, softmax, sparsemax"),
+        ({"attention": "multihead", "attention_options": {"num_heads": 5}}, "12 units cannot be shared by 5 heads"),
+        ({"attention": "multihead", "attention_options": {"num_heads": "2"}}, "num_heads must be of type int"),
+        ({"attention": "magic"}, "attention must be one of None, additive, concat, dot, general, local, location"),
     ],
 )
 def test_config_errors(settings, message):

@@ -1,11 +1,12 @@
 """Searches over the one decoding protocol (``attn_jax.models.protocol``): no search knows a model.
 
-A jitted entry point closes over ``start`` and ``step`` and compiles once for each shape::
+A jitted entry point closes over the model and compiles once for each shape::
 
     @jax.jit
     def translate(params, batch):
-        state = model.start(params, batch, max_len)
-        return beam_search(partial(model.step, params), state, max_len=max_len, beam=5, active=batch.src_mask.any(-1))
+        state = model.apply({"params": params}, batch, max_len, method="start")
+        step = partial(model.apply, {"params": params}, method="step")
+        return beam_search(step, state, max_len=max_len, beam=5, active=batch.src_mask.any(-1))
 """
 
 from attn_jax.decoding.beam import beam_search

@@ -22,6 +22,7 @@ from attn_jax.decoding.hypotheses import (
     Step,
     batch_size,
     check_lengths,
+    first_tokens,
     forbid,
     length_divisor,
     length_limits,
@@ -29,7 +30,7 @@ from attn_jax.decoding.hypotheses import (
     score_dtype,
     widen,
 )
-from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, DecodeState
+from attn_jax.models.protocol import EOS_ID, PAD_ID, DecodeState
 
 Array = jax.Array
 
@@ -75,6 +76,7 @@ def beam_search(
     min_len: int = 1,
     active: Array | None = None,
     row_max_len: Array | None = None,
+    first: Array | None = None,
 ) -> Hypotheses:
     """The ``n_best`` hypotheses with the highest ``log_prob / divisor(length)`` that a beam finds.
 
@@ -99,6 +101,8 @@ def beam_search(
       active: ``[batch]`` bool; rows with False are empty slots and cost no step.
       row_max_len: ``[batch]`` int, a limit for each row below ``max_len``. A limit that grows with the sentence belongs
         here: ``max_len`` is one for the batch, so it would make a result depend on the other sentences.
+      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
+        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
 
     Returns:
       ``Hypotheses``, ``[batch, n_best, ...]``.
@@ -153,7 +157,8 @@ def beam_search(
     def unfinished(search: _Search) -> Array:
         return (search.position < max_len) & ~jnp.all(search.done)
 
-    search = lax.while_loop(unfinished, advance, _begin(step, state, limits, beam=beam, n_best=n_best, max_len=max_len))
+    begin = _begin(step, state, limits, first, beam=beam, n_best=n_best, max_len=max_len)
+    search = lax.while_loop(unfinished, advance, begin)
     return _traceback(_with_truncated(search, limits, divisors), search.history)
 
 
@@ -165,11 +170,13 @@ def _check(beam: int, n_best: int, max_len: int, min_len: int) -> None:
     check_lengths(max_len, min_len)
 
 
-def _begin(step: Step, state: DecodeState, limits: Array, *, beam: int, n_best: int, max_len: int) -> _Search:
-    """One live hypothesis a sentence, begin of sentence; the other slots of the beam are impossible."""
+def _begin(
+    step: Step, state: DecodeState, limits: Array, first: Array | None, *, beam: int, n_best: int, max_len: int
+) -> _Search:
+    """One live hypothesis a sentence, before its first token; the other slots of the beam are impossible."""
     batch = limits.shape[0]
     dynamic = widen(state.dynamic, beam)
-    tokens = jnp.full((batch, beam), BOS_ID, jnp.int32)
+    tokens = first_tokens(batch, beam, first)
     logits, weights, _ = jax.eval_shape(step, tokens, state.replace(dynamic=dynamic))
     chex.assert_shape(logits, (batch, beam, None))
     dtype = score_dtype(logits)

@@ -21,6 +21,7 @@ def greedy(
     min_len: int = 1,
     active: Array | None = None,
     row_max_len: Array | None = None,
+    first: Array | None = None,
 ) -> Hypotheses:
     """``token_t = argmax p(token | token_1 ... token_{t-1}, source)``, until the end of sentence.
 
@@ -35,6 +36,8 @@ def greedy(
       min_len: least tokens of a hypothesis, with end of sentence.
       active: ``[batch]`` bool; rows with False are empty slots and cost no step.
       row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
+      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
+        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
 
     Returns:
       ``Hypotheses``, ``[batch, 1, ...]``.
@@ -59,4 +62,5 @@ def greedy(
         min_len=min_len,
         active=active,
         row_max_len=row_max_len,
+        first=first,
     )

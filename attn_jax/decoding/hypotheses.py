@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,27 @@ def widen(dynamic: Any, width: int) -> Any:
         return jnp.broadcast_to(leaf, (leaf.shape[0], width, *leaf.shape[2:]))
 
     return jax.tree.map(repeat, dynamic)
+
+
+def first_tokens(batch: int, width: int, first: Array | None) -> Array:
+    """What is fed first: ``BOS_ID``, or what a caller forces after a prefix.
+
+    Args:
+      batch: number of rows.
+      width: hypotheses a row.
+      first: ``[batch]`` ids; None: ``BOS_ID``.
+
+    Returns:
+      ``[batch, width]`` int32.
+
+    >>> first_tokens(2, 3, None).tolist(), first_tokens(2, 1, jnp.array([7, 8])).tolist()
+    ([[1, 1, 1], [1, 1, 1]], [[7], [8]])
+    """
+    if first is None:
+        return jnp.full((batch, width), BOS_ID, jnp.int32)
+    chex.assert_type(first, int)
+    chex.assert_shape(first, (batch,))
+    return jnp.broadcast_to(jnp.asarray(first, jnp.int32)[:, None], (batch, width))
 
 
 def batch_size(state: DecodeState) -> int:

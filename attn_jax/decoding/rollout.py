@@ -16,6 +16,7 @@ from attn_jax.decoding.hypotheses import (
     Step,
     batch_size,
     check_lengths,
+    first_tokens,
     forbid,
     length_divisor,
     length_limits,
@@ -23,7 +24,7 @@ from attn_jax.decoding.hypotheses import (
     score_dtype,
     widen,
 )
-from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, DecodeState
+from attn_jax.models.protocol import EOS_ID, PAD_ID, DecodeState
 
 Array = jax.Array
 
@@ -52,6 +53,7 @@ def rollout(
     min_len: int = 1,
     active: Array | None = None,
     row_max_len: Array | None = None,
+    first: Array | None = None,
 ) -> Hypotheses:
     """Decodes ``width`` independent hypotheses a sentence, one chosen token after another, until all have ended.
 
@@ -66,6 +68,8 @@ def rollout(
       min_len: least tokens of a hypothesis, with end of sentence.
       active: ``[batch]`` bool; rows with False are empty slots and cost no step.
       row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
+      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
+        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
 
     Returns:
       ``Hypotheses``, ``[batch, width, ...]``, in the order of the slots.
@@ -83,7 +87,7 @@ def rollout(
     check_lengths(max_len, min_len)
     batch = batch_size(state)
     limits = length_limits(batch, max_len, active, row_max_len)[:, None]
-    first = jnp.full((batch, width), BOS_ID, jnp.int32)
+    first = first_tokens(batch, width, first)
     dynamic = widen(state.dynamic, width)
     logits, weights, _ = jax.eval_shape(step, first, state.replace(dynamic=dynamic))
     chex.assert_shape(logits, (batch, width, None))

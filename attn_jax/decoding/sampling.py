@@ -30,6 +30,7 @@ def sample(
     min_len: int = 1,
     active: Array | None = None,
     row_max_len: Array | None = None,
+    first: Array | None = None,
 ) -> Hypotheses:
     """Draws ``num_samples`` hypotheses a sentence, ``token ~ softmax(truncate(log_probs / temperature))``.
 
@@ -51,6 +52,8 @@ def sample(
       min_len: least tokens of a hypothesis, with end of sentence.
       active: ``[batch]`` bool; rows with False are empty slots and cost no step.
       row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
+      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
+        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
 
     Returns:
       ``Hypotheses``, ``[batch, num_samples, ...]`` in the order of the draws. ``log_probs`` are those of the model, not
@@ -93,6 +96,7 @@ def sample(
         min_len=min_len,
         active=active,
         row_max_len=row_max_len,
+        first=first,
     )
 
 

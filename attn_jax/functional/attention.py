@@ -7,23 +7,25 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float, Integer, Real
 
 from attn_jax.functional.masks import causal_mask
 from attn_jax.functional.normalizers import Normalizer, softmax
 from attn_jax.functional.products import Einsum
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
 def attend(
-    scores: Array,
-    values: Array,
-    mask: Array | None = None,
+    scores: Float[Array, "batch *heads q_len kv_len"],
+    values: Float[Array, "batch kv_len *heads d_v"],
+    mask: Bool[Array, " ... #kv_len"] | None = None,
     *,
     normalizer: Normalizer = softmax,
     einsum: Einsum = jnp.einsum,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "batch q_len *heads d_v"], Float[Array, "batch *heads q_len kv_len"]]:
     """Weights the values, ``context = sum_j weights[j] * values[j]`` with ``weights = normalizer(scores, mask)``.
 
     Args:
@@ -49,12 +51,14 @@ def attend(
 # ------------------------------------------------------------------------------------------------------ local attention
 
 
-def predicted_centers(logits: Array, lengths: Array) -> Array:
+def predicted_centers(
+    logits: Float[Array, "batch q_len"], lengths: Integer[Array, " batch"] | Integer[Array, "#batch #q_len"]
+) -> Float[Array, "batch q_len"]:
     """Where local-p attention looks, ``length * sigmoid(logit)``.
 
     Args:
       logits: ``[batch, q_len]``, the paper's ``v . tanh(W h)``.
-      lengths: ``[batch]``, real source lengths.
+      lengths: ``[batch]``, real source lengths; or ``[batch, q_len]``, for every query its own.
 
     Returns:
       ``[batch, q_len]``, real-valued source positions between 0 and the length.
@@ -65,10 +69,12 @@ def predicted_centers(logits: Array, lengths: Array) -> Array:
     >>> predicted_centers(jnp.array([[0.0]]), lengths=jnp.array([7])).tolist()
     [[3.5]]
     """
-    return lengths[:, None] * jax.nn.sigmoid(logits)
+    return (lengths[:, None] if lengths.ndim == 1 else lengths) * jax.nn.sigmoid(logits)
 
 
-def local_window_mask(centers: Array, kv_len: int, window: int) -> Array:
+def local_window_mask(
+    centers: Real[Array, "batch q_len"], kv_len: int, window: int
+) -> Bool[Array, "batch q_len {kv_len}"]:
     """True within ``window`` positions of the centre on either side: ``|j - center| <= window``.
 
     In local-m attention the centre of step t is t itself, in local-p it is predicted. Combine it with the padding mask.
@@ -95,7 +101,9 @@ def local_window_mask(centers: Array, kv_len: int, window: int) -> Array:
     return jnp.abs(jnp.arange(kv_len) - centers[..., None]) <= window
 
 
-def gaussian_factor(centers: Array, kv_len: int, window: int) -> Array:
+def gaussian_factor(
+    centers: Float[Array, "batch q_len"], kv_len: int, window: int
+) -> Float[Array, "batch q_len {kv_len}"]:
     """What local-p multiplies its weights by, ``exp(-(j - center)^2 / (2 sigma^2))`` with ``sigma = window / 2``.
 
     The weights are multiplied after the softmax and not normalised again; through this factor the centre is learnt.
@@ -125,13 +133,16 @@ def gaussian_factor(centers: Array, kv_len: int, window: int) -> Array:
 # -------------------------------------------------------------------------------------------------- monotonic attention
 
 
-def monotonic_step(probabilities: Array, previous: Array, hard: bool = False) -> Array:
+def monotonic_step(
+    probabilities: Float[Array, "*batch kv_len"], previous: Float[Array, "*batch kv_len"], hard: bool = False
+) -> Float[Array, "*batch kv_len"]:
     """Expected monotonic alignment of one output step.
 
     The reader starts where it last stopped, walks on, and stops at position j with probability ``p[j]``:
     ``weights[j] = p[j] * reached[j]`` with ``reached[j] = (1 - p[j - 1]) * reached[j - 1] + previous[j]``. This linear
     recurrence is solved for all positions at once by an associative scan, which unlike the paper's closed form divides
-    by nothing.
+    by nothing. There is no module of it in `attn_jax.nn`: mechanisms there keep nothing from one step to the next, and
+    this one needs the alignment of the step before.
 
     Args:
       probabilities: ``[..., kv_len]``, of stopping; 0 at padding. Usually ``sigmoid(scores)``, in training with noise
@@ -164,7 +175,11 @@ def monotonic_step(probabilities: Array, previous: Array, hard: bool = False) ->
     return probabilities * reached
 
 
-def monotonic_attention(probabilities: Array, mask: Array | None = None, hard: bool = False) -> Array:
+def monotonic_attention(
+    probabilities: Float[Array, "batch q_len kv_len"],
+    mask: Bool[Array, " ... #kv_len"] | None = None,
+    hard: bool = False,
+) -> Float[Array, "batch q_len kv_len"]:
     """Monotonic alignment of a whole output sequence, `monotonic_step` after `monotonic_step` from position 0.
 
     Args:
@@ -196,15 +211,15 @@ def monotonic_attention(probabilities: Array, mask: Array | None = None, hard: b
 
 
 def dot_product_attention_chunked(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | None = None,
+    query: Float[Array, "batch q_len heads head_dim"],
+    key: Float[Array, "batch kv_len heads head_dim"],
+    value: Float[Array, "batch kv_len heads d_v"],
+    mask: Bool[Array, "#batch ... kv_len"] | None = None,
     *,
     causal: bool = False,
     block_q: int = 512,
     block_k: int = 1024,
-) -> Array:
+) -> Float[Array, "batch q_len heads d_v"]:
     """Scaled dot-product attention, ``softmax(Q K^T / sqrt(d)) V``, that never holds the matrix of weights.
 
     Queries and keys are taken in blocks. The softmax is computed online: each new block of keys corrects the sums of

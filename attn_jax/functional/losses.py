@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, DTypeLike, Float, Integer, Shaped
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
 class TokenLoss(NamedTuple):
@@ -38,7 +40,12 @@ class LossSum(NamedTuple):
     count: Array
 
 
-def cross_entropy(logits: Array, labels: Array, mask: Array | None = None, smoothing: float = 0.0) -> TokenLoss:
+def cross_entropy(
+    logits: Float[Array, "*batch vocab"],
+    labels: Integer[Array, "*batch"],
+    mask: Bool[Array, "*batch"] | Float[Array, "*batch"] | None = None,
+    smoothing: float = 0.0,
+) -> TokenLoss:
     """Label-smoothed cross-entropy, ``(1 - eps) * -log p[label] + eps * mean_v(-log p[v])``, summed over real tokens.
 
     The target distribution is ``1 - eps`` on the label plus ``eps / vocab`` on every class, the label included.
@@ -73,14 +80,14 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None, smoot
 
 
 def projected_cross_entropy(
-    features: Array,
-    kernel: Array,
-    bias: Array | None,
-    labels: Array,
-    weights: Array,
+    features: Float[Array, "n d"],
+    kernel: Float[Array, "d vocab"] | Float[Array, "vocab d"],
+    bias: Float[Array, " vocab"] | None,
+    labels: Integer[Array, " n"],
+    weights: Float[Array, " n"],
     *,
     smoothing: float = 0.0,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
     kernel_layout: str = "dv",
 ) -> TokenLoss:
     """`cross_entropy` of ``logits = features @ kernel + bias``, with the projection's gradient fused into it.
@@ -194,7 +201,11 @@ def _check_smoothing(smoothing: float) -> None:
         raise ValueError(f"label smoothing must be in [0, 1), found {smoothing}; 0.1 is usual, 0 turns it off")
 
 
-def masked_mse(predictions: Array, targets: Array, mask: Array | None = None) -> LossSum:
+def masked_mse(
+    predictions: Float[Array, "*batch features"],
+    targets: Float[Array, "*batch features"],
+    mask: Bool[Array, "*batch"] | None = None,
+) -> LossSum:
     """Squared error ``mean_f((prediction - target)^2)``, summed over real positions.
 
     Args:
@@ -215,7 +226,9 @@ def masked_mse(predictions: Array, targets: Array, mask: Array | None = None) ->
     return LossSum(jnp.sum(jnp.mean(error**2, axis=-1)), jnp.sum(mask, dtype=error.dtype))
 
 
-def masked_bce(logits: Array, labels: Array, mask: Array | None = None) -> LossSum:
+def masked_bce(
+    logits: Float[Array, "*batch"], labels: Shaped[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
+) -> LossSum:
     """Binary cross-entropy ``-y log s(x) - (1 - y) log(1 - s(x)) = softplus(x) - x y``, summed over real positions.
 
     Args:
@@ -236,7 +249,11 @@ def masked_bce(logits: Array, labels: Array, mask: Array | None = None) -> LossS
     return LossSum(jnp.sum(jnp.where(mask, losses, 0.0)), jnp.sum(mask, dtype=logits.dtype))
 
 
-def guided_alignment_loss(weights: Array, alignment: Array, mask: Array | None = None) -> LossSum:
+def guided_alignment_loss(
+    weights: Float[Array, "batch tgt_len src_len"],
+    alignment: Shaped[Array, "batch tgt_len src_len"],
+    mask: Bool[Array, "batch tgt_len"] | Bool[Array, "batch tgt_len src_len"] | None = None,
+) -> LossSum:
     """Cross-entropy of attention against known alignments, ``-sum_j a[i, j] log weights[i, j]`` for each target word i.
 
     The links of a target word share its unit of mass; a word without a link neither counts nor is guided.

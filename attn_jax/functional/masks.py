@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Integer
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
-def padding_mask(lengths: Array, max_len: int) -> Array:
+def padding_mask(lengths: Integer[Array, " batch"], max_len: int) -> Bool[Array, "batch {max_len}"]:
     """True at the real positions of sequences of these lengths.
 
     Args:
@@ -25,7 +27,9 @@ def padding_mask(lengths: Array, max_len: int) -> Array:
     return jnp.arange(max_len) < jnp.asarray(lengths)[:, None]
 
 
-def causal_mask(q_len: int, kv_len: int | None = None, offset: int = 0) -> Array:
+def causal_mask(
+    q_len: int, kv_len: int | None = None, offset: Integer[ArrayLike, ""] = 0
+) -> Bool[Array, "q_len kv_len"]:
     """True where a query may look: at its own position and those before it.
 
     Args:
@@ -46,7 +50,9 @@ def causal_mask(q_len: int, kv_len: int | None = None, offset: int = 0) -> Array
     return jnp.arange(kv_len or q_len) <= jnp.arange(q_len)[:, None] + offset
 
 
-def expand_mask(mask: Array) -> Array:
+def expand_mask(
+    mask: Bool[Array, "batch kv_len"] | Bool[Array, "batch q_len kv_len"],
+) -> Bool[Array, " batch #q_len kv_len"]:
     """Gives a mask of keys ``[batch, kv_len]`` its query axis; a full mask ``[batch, q_len, kv_len]`` stays.
 
     Example:
@@ -56,7 +62,7 @@ def expand_mask(mask: Array) -> Array:
     return mask[:, None, :] if mask.ndim == 2 else mask
 
 
-def combine_masks(*masks: Array | None) -> Array | None:
+def combine_masks(*masks: Bool[Array, "*#shape"] | None) -> Bool[Array, "*shape"] | None:
     """May attend where every mask allows it; None allows everything.
 
     Args:

@@ -19,14 +19,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float, Real
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 _OUT_OF_REACH = -2.0
 """A score this far below the largest one never gets weight from sparsemax or (halved) entmax-1.5: their reach is 1."""
 
 
-def softmax(scores: Array, mask: Array | None = None, temperature: float | Array = 1.0) -> Array:
+def softmax(
+    scores: Float[Array, "*batch kv_len"],
+    mask: Bool[Array, "*#batch #kv_len"] | None = None,
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch kv_len"]:
     """Masked softmax, ``weights = exp(scores / temperature) / sum(exp(scores / temperature))`` over the last axis.
 
     Args:
@@ -48,7 +54,11 @@ def softmax(scores: Array, mask: Array | None = None, temperature: float | Array
     return _normalize(scores, mask, temperature, 1.0)
 
 
-def sparsemax(scores: Array, mask: Array | None = None, temperature: float | Array = 1.0) -> Array:
+def sparsemax(
+    scores: Float[Array, "*batch kv_len"],
+    mask: Bool[Array, "*#batch #kv_len"] | None = None,
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch kv_len"]:
     """Sparsemax, ``argmin_p |p - scores / temperature|^2`` over the simplex: ``max(scores - threshold, 0)``.
 
     Args:
@@ -71,7 +81,11 @@ def sparsemax(scores: Array, mask: Array | None = None, temperature: float | Arr
     return _normalize(scores, mask, temperature, 2.0)
 
 
-def entmax15(scores: Array, mask: Array | None = None, temperature: float | Array = 1.0) -> Array:
+def entmax15(
+    scores: Float[Array, "*batch kv_len"],
+    mask: Bool[Array, "*#batch #kv_len"] | None = None,
+    temperature: Real[ArrayLike, ""] = 1.0,
+) -> Float[Array, "*batch kv_len"]:
     """Entmax with alpha = 1.5, ``max(scores / 2 - threshold, 0)^2``: between softmax and sparsemax.
 
     Args:
@@ -101,7 +115,7 @@ NORMALIZERS: dict[str, Normalizer] = {"softmax": softmax, "sparsemax": sparsemax
 """The normalisers by the name that a config gives them."""
 
 
-def _normalize(scores: Array, mask: Array | None, temperature: float | Array, alpha: float) -> Array:
+def _normalize(scores: Array, mask: Array | None, temperature: ArrayLike, alpha: float) -> Array:
     if isinstance(temperature, int | float) and not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}; 1.0 leaves the scores as they are")
     scores = jnp.asarray(scores)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
-def sinusoidal_positions(length: int, d_model: int, interleaved: bool = True) -> Array:
+def sinusoidal_positions(length: int, d_model: int, interleaved: bool = True) -> Float[Array, "{length} {d_model}"]:
     """Sinusoidal encodings, ``sin(pos / 10000^(2i / d_model))`` and the cosine of the same angle.
 
     Args:

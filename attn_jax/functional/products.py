@@ -2,7 +2,8 @@
 
 Everything on this floor that multiplies takes an ``einsum(equation, a, b)`` argument. It is one of
 
-- ``jax.numpy.einsum``: float32 (or float64) throughout,
+- ``jax.numpy.einsum``: in the type of its operands,
+- `float32_einsum`: float32 (or float64) throughout, whatever comes in,
 - `bf16_einsum`: products with a weight matrix read bfloat16 operands and accumulate in float32, forward and backward.
 """
 
@@ -14,8 +15,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 Einsum = Callable[[str, Array, Array], Array]
 
 
@@ -81,11 +84,35 @@ def _transposed_product(a: Array, d: Array) -> Array:
 _bf16_product.defvjp(_bf16_forward, _bf16_backward)
 
 
-def bf16_einsum(equation: str, a: Array, b: Array) -> Array:
+def float32_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """``einsum(equation, a, b)`` in float32, or in float64 if an operand is: forward and backward.
+
+    Narrow operands are widened first. To ask for a wide sum of narrow products instead would not do: its gradient
+    multiplies float32 with bfloat16.
+
+    Args:
+      equation: a two-operand einsum.
+      a: any float array.
+      b: any float array.
+
+    Returns:
+      The product, float32 or float64. Gradients come in the types of the operands.
+
+    Example:
+      >>> narrow = jnp.array([256.0, 1.0], jnp.bfloat16)
+      >>> float32_einsum("i,i->", narrow, jnp.ones(2, jnp.bfloat16))
+      Array(257., dtype=float32)
+    """
+    wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
+    return jnp.einsum(equation, a.astype(wide), b.astype(wide))
+
+
+def bf16_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """``einsum(equation, a, b)`` in bfloat16 with float32 accumulation where ``b`` is a weight matrix.
 
     Both gradients are computed the same way. Batched products (``b`` has more than two axes: attention keys and values)
-    stay in the type they come in: they are bound by memory, and narrow batched products are slower on CPU.
+    narrow nothing: they are bound by memory, and narrow batched products are slower on CPU. They take bfloat16 operands
+    only where both come as such.
 
     Args:
       equation: a two-operand einsum in which every index stands in two of the three terms.
@@ -99,10 +126,10 @@ def bf16_einsum(equation: str, a: Array, b: Array) -> Array:
       >>> bf16_einsum("bi,io->bo", jnp.ones((1, 2)), jnp.array([[1.0], [1.00390625]]))
       Array([[2.]], dtype=float32)
     """
-    if b.ndim > 2:
-        return jnp.einsum(equation, a, b)
+    if b.ndim > 2 and not a.dtype == b.dtype == jnp.bfloat16:
+        return float32_einsum(equation, a, b)
     return _bf16_product(equation, a, b)
 
 
-PRECISIONS: dict[str, Einsum] = {"float32": jnp.einsum, "bfloat16": bf16_einsum}
+PRECISIONS: dict[str, Einsum] = {"float32": float32_einsum, "bfloat16": bf16_einsum}
 """The product of each precision's name."""

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jaxtyping import Bool, Float
 
 from attn_jax.functional.products import Einsum, explicit_equation
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 Step = Callable[[Einsum, Any, Any, Any], tuple[Any, Any]]
 
 
@@ -73,15 +75,12 @@ def recurrent_scan(
 ) -> tuple[Any, Any]:
     """Scans ``carry, output = step(einsum, weights, carry, input)`` over the first axis of ``inputs``.
 
-    With ``deferred`` the gradient of a matrix ``W`` of ``weights`` that the step multiplies through
-    ``einsum(equation, operand,
-    W)`` is not accumulated inside the backward loop, one small product a step. The loop only collects the gradients
-    ``d_t`` of the products, and one large product after it gives ``dW = sum_t operand_t^T d_t``. The values are the
-    same;
-    the products are large enough to run at the speed of the machine. Attention memories in ``weights`` profit alike.
-    Leaves
-    used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``: for forward mode (jvp,
-    Hessians) set ``deferred=False``.
+    With ``deferred``, the gradient of a matrix ``W`` of ``weights`` that the step multiplies through ``einsum(equation,
+    operand, W)`` is not accumulated inside the backward loop, one small product a step. The loop only collects the
+    gradients ``d_t`` of the products, and one large product after it gives ``dW = sum_t operand_t^T d_t``: the same
+    values, from a product large enough to run at the speed of the machine. Attention memories in ``weights`` profit
+    alike; leaves used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``: for forward
+    mode (jvp, Hessians) set ``deferred=False``.
 
     Args:
       step: a pure function; it must close over no tracer, so everything it reads comes in ``weights``.
@@ -167,7 +166,12 @@ def _products_of(step: Step, einsum: Einsum, weights: Any, carry: Any, inputs: A
 # ---------------------------------------------------------------------------------------------------------------- cells
 
 
-def rnn_cell(einsum: Einsum, weights: Mapping[str, Array], carry: Array, x: Array) -> tuple[Array, Array]:
+def rnn_cell(
+    einsum: Einsum,
+    weights: Mapping[str, Array],
+    carry: Float[Array, "*batch hidden"],
+    x: Float[Array, "*batch hidden"],
+) -> tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]]:
     """Elman's cell: ``h' = tanh(x + W h)``.
 
     Args:
@@ -214,8 +218,11 @@ def _lstm_gates_jvp(primals, tangents):
 
 
 def lstm_cell(
-    einsum: Einsum, weights: Mapping[str, Array], carry: tuple[Array, Array], x: Array
-) -> tuple[tuple[Array, Array], Array]:
+    einsum: Einsum,
+    weights: Mapping[str, Array],
+    carry: tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]],
+    x: Float[Array, "*batch 4*hidden"],
+) -> tuple[tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]], Float[Array, "*batch hidden"]]:
     """The LSTM: ``c' = s(f) c + s(i) tanh(g)``, ``h' = s(o) tanh(c')`` with ``[i f g o] = x + W h``.
 
     Args:
@@ -262,7 +269,12 @@ def _gru_gates_jvp(primals, tangents):
     return (1 - update) * candidate + update * hidden, d_new
 
 
-def gru_cell(einsum: Einsum, weights: Mapping[str, Array], carry: Array, x: Array) -> tuple[Array, Array]:
+def gru_cell(
+    einsum: Einsum,
+    weights: Mapping[str, Array],
+    carry: Float[Array, "*batch hidden"],
+    x: Float[Array, "*batch 3*hidden"],
+) -> tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]]:
     """The GRU: ``h' = (1 - z) n + z h`` with ``r, z = s(x + W h)`` and ``n = tanh(x + r (W h + b))``.
 
     Args:
@@ -307,16 +319,16 @@ CELLS: dict[str, Cell] = {
 """The cells by name."""
 
 
-def hidden_of(carry: Any) -> Array:
+def hidden_of(carry: Any) -> Float[Array, "... hidden"]:
     """The hidden state of any cell's carry: the carry itself, or the second of an LSTM's ``(cell, hidden)``."""
     return carry[1] if isinstance(carry, tuple) else carry
 
 
-def keep_if_masked(mask: Array, new: Any, old: Any) -> Any:
-    """``new`` where ``mask`` (leading axes), ``old`` elsewhere, leaf by leaf.
+def where_real(mask: Bool[Array, "*batch"], new: Any, old: Any) -> Any:
+    """``new`` at real steps, where ``mask`` (leading axes) is True, and ``old`` elsewhere, leaf by leaf.
 
     Example:
-      >>> keep_if_masked(jnp.array([True, False]), jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
+      >>> where_real(jnp.array([True, False]), jnp.ones((2, 1)), jnp.zeros((2, 1))).tolist()
       [[1.0], [0.0]]
     """
     return jax.tree.map(lambda n, o: jnp.where(mask.reshape(mask.shape + (1,) * (n.ndim - mask.ndim)), n, o), new, old)

@@ -15,12 +15,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float, Real
 
-Array = jax.Array
-Schedule = Callable[[int | Array], Array]
+Array = jax.Array | np.ndarray
+Schedule = Callable[[Real[ArrayLike, "..."]], Float[Array, "..."]]
 
 
-def constant_schedule(value: float = 1.0) -> Schedule:
+def constant_schedule(value: int | float = 1.0) -> Schedule:
     """The same probability at every step; 1 is pure teacher forcing.
 
     Args:
@@ -39,7 +41,7 @@ def constant_schedule(value: float = 1.0) -> Schedule:
     return lambda step: jnp.full(jnp.shape(step), value, float)
 
 
-def linear_schedule(steps: int, start: float = 1.0, end: float = 0.0) -> Schedule:
+def linear_schedule(steps: int, start: int | float = 1.0, end: int | float = 0.0) -> Schedule:
     """``start + (end - start) * step / steps``, and ``end`` afterwards.
 
     Args:
@@ -60,7 +62,7 @@ def linear_schedule(steps: int, start: float = 1.0, end: float = 0.0) -> Schedul
     return lambda step: start + (end - start) * _progress(step, steps)
 
 
-def exponential_schedule(rate: float) -> Schedule:
+def exponential_schedule(rate: int | float) -> Schedule:
     """``rate ** step``.
 
     Args:
@@ -80,7 +82,7 @@ def exponential_schedule(rate: float) -> Schedule:
     return lambda step: jnp.asarray(rate, float) ** jnp.asarray(step)
 
 
-def inverse_sigmoid_schedule(k: float) -> Schedule:
+def inverse_sigmoid_schedule(k: int | float) -> Schedule:
     """``k / (k + exp(step / k))``: a plateau near 1, then a fall around step ``k log k``.
 
     Args:
@@ -101,7 +103,7 @@ def inverse_sigmoid_schedule(k: float) -> Schedule:
     return lambda step: jax.nn.sigmoid(math.log(k) - jnp.asarray(step, float) / k)
 
 
-def cosine_schedule(steps: int, start: float = 1.0, end: float = 0.0) -> Schedule:
+def cosine_schedule(steps: int, start: int | float = 1.0, end: int | float = 0.0) -> Schedule:
     """``end + (start - end) * (1 + cos(pi * step / steps)) / 2``, and ``end`` afterwards.
 
     Args:
@@ -136,13 +138,13 @@ def _progress(step: int | Array, steps: int) -> Array:
     return jnp.clip(jnp.asarray(step, float) / steps, 0.0, 1.0)
 
 
-def _check_way(steps: int, start: float, end: float) -> None:
+def _check_way(steps: int, start: int | float, end: int | float) -> None:
     if steps <= 0:
         raise ValueError(f"steps must be positive, found {steps}")
     _check_probability("start", start)
     _check_probability("end", end)
 
 
-def _check_probability(name: str, value: float) -> None:
+def _check_probability(name: str, value: int | float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be a probability in [0, 1], found {value}")

@@ -13,13 +13,20 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from attn_jax.functional.products import Einsum
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
-def additive_scores(query: Array, keys: Array, v: Array, bias: Array | None = None) -> Array:
+def additive_scores(
+    query: Float[Array, "batch q_len d"],
+    keys: Float[Array, "batch kv_len d"],
+    v: Float[Array, " d"],
+    bias: Float[Array, ""] | Float[Array, " 1"] | None = None,
+) -> Float[Array, "batch q_len kv_len"]:
     """Additive (Bahdanau) scores of a projected query and projected keys, ``v . tanh(query + keys) + bias``.
 
     The paper's ``v . tanh(W q + U k)``: pass ``query = W q`` and ``keys = U k``, with any biases of the projections
@@ -54,8 +61,14 @@ def _additive(query: Array, keys: Array, v: Array) -> Array:
 
 
 def concat_scores(
-    query: Array, keys: Array, kernel: Array, v: Array, bias: Array | None = None, *, einsum: Einsum = jnp.einsum
-) -> Array:
+    query: Float[Array, "batch q_len d_query"],
+    keys: Float[Array, "batch kv_len d_key"],
+    kernel: Float[Array, "d_query+d_key d"],
+    v: Float[Array, " d"],
+    bias: Float[Array, " d"] | None = None,
+    *,
+    einsum: Einsum = jnp.einsum,
+) -> Float[Array, "batch q_len kv_len"]:
     """Concat (Luong) scores, ``v . tanh(W [q; k] + bias)``.
 
     With ``W = [W_q W_k]``, split where the query ends, ``W [q; k] = W_q q + W_k k``: nothing needs to be concatenated
@@ -95,7 +108,12 @@ def concat_scores(
     return additive_scores(query, keys if bias is None else keys + bias, v)
 
 
-def dot_scores(query: Array, keys: Array, *, einsum: Einsum = jnp.einsum) -> Array:
+def dot_scores(
+    query: Float[Array, "batch q_len *heads d"],
+    keys: Float[Array, "batch kv_len *heads d"],
+    *,
+    einsum: Einsum = jnp.einsum,
+) -> Float[Array, "batch *heads q_len kv_len"]:
     """Dot-product scores, ``q . k``.
 
     Args:
@@ -117,7 +135,13 @@ def dot_scores(query: Array, keys: Array, *, einsum: Einsum = jnp.einsum) -> Arr
     return einsum("bqhd,bkhd->bhqk" if heads else "bqd,bkd->bqk", query, keys)
 
 
-def general_scores(query: Array, keys: Array, kernel: Array, *, einsum: Einsum = jnp.einsum) -> Array:
+def general_scores(
+    query: Float[Array, "batch q_len d_query"],
+    keys: Float[Array, "batch kv_len d_key"],
+    kernel: Float[Array, "d_key d_query"],
+    *,
+    einsum: Einsum = jnp.einsum,
+) -> Float[Array, "batch q_len kv_len"]:
     """General (Luong) scores, ``q^T W k``.
 
     This is ``dot_scores`` of the query with the projected keys ``W k``, which a decoder computes once a sentence; it
@@ -142,7 +166,12 @@ def general_scores(query: Array, keys: Array, kernel: Array, *, einsum: Einsum =
     return dot_scores(query, einsum("bki,io->bko", keys, kernel), einsum=einsum)
 
 
-def scaled_dot_scores(query: Array, keys: Array, *, einsum: Einsum = jnp.einsum) -> Array:
+def scaled_dot_scores(
+    query: Float[Array, "batch q_len *heads d"],
+    keys: Float[Array, "batch kv_len *heads d"],
+    *,
+    einsum: Einsum = jnp.einsum,
+) -> Float[Array, "batch *heads q_len kv_len"]:
     """Scaled dot-product scores, ``q . k / sqrt(d)``: unit variance for unit-variance queries and keys of any width.
 
     Args:
@@ -163,7 +192,9 @@ def scaled_dot_scores(query: Array, keys: Array, *, einsum: Einsum = jnp.einsum)
     return dot_scores(query / math.sqrt(query.shape[-1]), keys, einsum=einsum)
 
 
-def location_scores(logits: Array, kv_len: int) -> Array:
+def location_scores(
+    logits: Float[Array, "batch q_len max_len"], kv_len: int, *, masked: bool = False
+) -> Float[Array, "batch q_len {kv_len}"]:
     """Location scores: the part of ``logits`` over source positions that exists in this batch.
 
     The classic tutorial's decoder predicts where to look from its own input and state, ``Linear([embedding; hidden])``
@@ -172,24 +203,29 @@ def location_scores(logits: Array, kv_len: int) -> Array:
 
     Args:
       logits: ``[batch, q_len, max_len]``.
-      kv_len: length of the keys, at most ``max_len``.
+      kv_len: length of the keys, at most ``max_len`` unless ``masked``.
+      masked: the keys come with a mask of their padding, which may reach past ``max_len``. The scores there are -inf,
+        which the normalisers take for masked: no weight and no gradient, for a real position as for padding.
 
     Returns:
       ``[batch, q_len, kv_len]``.
 
     Raises:
-      ValueError: if the keys are longer than the positions that the layer knows.
+      ValueError: if the keys are longer than the positions that the layer knows, and not ``masked``.
 
     References:
       Luong, Pham & Manning, 2015, section 3.1 (``a_t = softmax(W_a h_t)``), arXiv:1508.04025.
 
     >>> location_scores(jnp.array([[[3.0, 1.0, 2.0]]]), kv_len=2).tolist()
     [[[3.0, 1.0]]]
+    >>> location_scores(jnp.array([[[3.0, 1.0]]]), kv_len=3, masked=True).tolist()
+    [[[3.0, 1.0, -inf]]]
     """
     max_len = logits.shape[-1]
-    if kv_len > max_len:
+    if kv_len > max_len and not masked:
         raise ValueError(
             f"location attention knows {max_len} source positions, found a source of length {kv_len}; "
             f"build it with max_len >= {kv_len} or shorten the source"
         )
-    return logits[..., :kv_len]
+    missing = max(kv_len - max_len, 0)
+    return jnp.pad(logits[..., :kv_len], ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)

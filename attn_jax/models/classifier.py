@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import chex
 import flax.linen as nn
@@ -18,6 +17,7 @@ from attn_jax.functional.recurrence import CELLS
 from attn_jax.functional.scores import additive_scores
 from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.recurrent import RecurrentStack
+from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
 from attn_jax.nn.transformer import ACTIVATIONS, TransformerEncoder
 
 Array = jax.Array
@@ -49,25 +49,15 @@ class ClassifierConfig:
 
     def __post_init__(self):
         """Checks names and ranges."""
-        self._one_of("pooling", POOLINGS)
-        self._one_of("precision", PRECISIONS)
-        self._at_least_one("num_outputs")
+        check_one_of("pooling", self.pooling, POOLINGS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        check_at_least_one(self, "num_outputs")
         if (self.vocab_size > 0) == (self.input_features > 0):
             raise ValueError(
                 "give either vocab_size (words) or input_features (continuous), found "
                 f"{self.vocab_size} and {self.input_features}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is the share of units dropped, in [0, 1); found {self.dropout}")
-
-    def _one_of(self, name: str, known: Any) -> None:
-        if getattr(self, name) not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
-
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_share("dropout", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +81,8 @@ class RecurrentClassifierConfig(ClassifierConfig):
     def __post_init__(self):
         """Checks names and ranges."""
         super().__post_init__()
-        self._one_of("cell", CELLS)
-        self._at_least_one("embed_dim", "hidden", "num_layers")
+        check_one_of("cell", self.cell, CELLS)
+        check_at_least_one(self, "embed_dim", "hidden", "num_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +110,8 @@ class TransformerClassifierConfig(ClassifierConfig):
     def __post_init__(self):
         """Checks names and ranges."""
         super().__post_init__()
-        self._one_of("activation", ACTIVATIONS)
-        self._at_least_one("d_model", "num_heads", "ffn_dim", "num_layers")
+        check_one_of("activation", self.activation, ACTIVATIONS)
+        check_at_least_one(self, "d_model", "num_heads", "ffn_dim", "num_layers")
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads must divide d_model: {self.d_model} units cannot be shared by {self.num_heads} heads"
@@ -146,6 +136,12 @@ class ClassifierHead(nn.Module):
     dropout: float = 0.0
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names."""
+        check_one_of("pooling", self.pooling, POOLINGS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self, states: Array, mask: Array | None = None, *, deterministic: bool = True
@@ -164,6 +160,7 @@ class ClassifierHead(nn.Module):
         chex.assert_rank(states, 3)
         batch, time, width = states.shape
         mask = jnp.ones((batch, time), bool) if mask is None else mask
+        chex.assert_type(mask, bool)
         chex.assert_shape(mask, (batch, time))
         einsum, glorot = PRECISIONS[self.precision], nn.initializers.glorot_uniform()
         if self.pooling == "attention":

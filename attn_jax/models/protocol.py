@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 
@@ -24,8 +26,8 @@ class Batch:
         None when there is nothing to compare with (decoding).
       tgt_mask: ``[batch, tgt_len]`` bool, or None with ``tgt``.
       tgt_index: ``[capacity]`` int32, the flat positions ``row * tgt_len + column`` of the real target tokens, each
-        once,
-        filled up with ``batch * tgt_len`` (one past the end). With it the loss computes logits for real tokens only.
+        once, filled up with ``batch * tgt_len`` (one past the end). With it the loss computes logits for real tokens
+        only.
     """
 
     src: Array
@@ -61,9 +63,49 @@ class Decoder(Protocol):
     """The decoding protocol: every model family provides it, every search uses nothing else."""
 
     def start(self, batch: Batch, max_len: int, prefix: Array | None = None) -> DecodeState:
-        """Encodes the source. Dynamic leaves come with ``beam = 1``; ``max_len`` bounds the number of later steps."""
+        """Encodes the source. Dynamic leaves come with ``beam = 1``; ``max_len`` bounds the number of later steps.
+
+        ``prefix [batch, prefix_len]`` is fed before those steps, and its logits are thrown away: ``BOS_ID`` and the
+        tokens *before* the one that is fed next. So a translation that must begin with ``y1 y2 y3`` starts with the
+        prefix ``BOS_ID y1 y2``, and the first step is fed ``y3`` (``first`` of the searches in `attn_jax.decoding`).
+        None: nothing has been fed, and the first step is fed ``BOS_ID``.
+        """
         ...
 
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
-        """Feeds ``tokens [batch, beam]`` (the first are ``BOS_ID``) and gives the logits of the next ones."""
+        """Feeds ``tokens [batch, beam]`` (first ``BOS_ID``, without a prefix) and gives the logits of the next ones."""
         ...
+
+
+def check_source(batch: Batch, rank: int) -> None:
+    """The tensor contract of a batch's source, checked when it is traced.
+
+    Args:
+      batch: any.
+      rank: of the source, 2 for ids and 3 for continuous sequences.
+
+    Raises:
+      AssertionError: from chex, with what was expected and found.
+    """
+    chex.assert_rank(batch.src, rank)
+    chex.assert_type(batch.src_mask, bool)
+    chex.assert_shape(batch.src_mask, batch.src.shape[:2])
+
+
+def check_target(batch: Batch, rank: int) -> None:
+    """The tensor contract of a batch's target: as `check_source`, and a row for every source."""
+    chex.assert_rank(batch.tgt, rank)
+    chex.assert_type(batch.tgt_mask, bool)
+    chex.assert_shape(batch.tgt_mask, batch.tgt.shape[:2])
+    chex.assert_equal_shape_prefix([batch.src, batch.tgt], 1)
+
+
+def shift_right(tgt: Array) -> Array:
+    """The decoder's inputs: the targets one step later, after ``BOS_ID`` (continuous targets: after zeros).
+
+    Example:
+      >>> shift_right(jnp.array([[5, 6, 2]])).tolist()
+      [[1, 5, 6]]
+    """
+    first = jnp.zeros_like(tgt[:, :1]) if tgt.ndim == 3 else jnp.full_like(tgt[:, :1], BOS_ID)
+    return jnp.concatenate([first, tgt[:, :-1]], axis=1)

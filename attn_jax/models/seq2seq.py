@@ -9,16 +9,19 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
 
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.functional.recurrence import CELLS, hidden_of
-from attn_jax.models.protocol import BOS_ID, Batch, DecodeState, StepOutput
-from attn_jax.nn.attention import ATTENTIONS, make_attention
+from attn_jax.models.protocol import Batch, DecodeState, StepOutput, check_source, check_target, shift_right
+from attn_jax.nn.attention import ATTENTIONS, Attention, make_attention
 from attn_jax.nn.decoder import READOUTS, AttentionDecoder
 from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.recurrent import RecurrentStack
+from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 BRIDGES = ("dense", "copy", "zero")
 
@@ -45,8 +48,7 @@ class Seq2SeqConfig:
       query_with_input: attends with ``[embedding; state]``.
       input_feeding: feeds the last features back (Luong).
       readout: ``attentional``, ``concat`` or ``state``, see `attn_jax.nn.decoder.AttentionDecoder`.
-      readout_features: width of the attentional readout; 0: ``decoder_hidden``, or ``embed_dim`` with
-        ``tie_embeddings``.
+      readout_features: width of the attentional readout; 0: ``decoder_hidden``, with ``tie_embeddings`` ``embed_dim``.
       bridge: encoder to decoder state: ``dense`` projects it, ``copy`` hands it over (equal widths), ``zero`` does not.
       tie_embeddings: the target embedding is the output layer too (Press and Wolf, 2017, arXiv:1608.05859).
       share_embeddings: one embedding for source and target (they share a vocabulary).
@@ -71,7 +73,7 @@ class Seq2SeqConfig:
     bidirectional: bool = True
     attention: str | None = "general"
     attention_features: int = 0
-    attention_options: dict[str, Any] = field(default_factory=dict)
+    attention_options: dict[str, Any] = field(default_factory=dict, hash=False)  # a module must be hashable
     attend_first: bool = False
     query_with_input: bool = False
     input_feeding: bool = True
@@ -87,6 +89,7 @@ class Seq2SeqConfig:
     precision: str = "float32"
 
     def __post_init__(self):
+        """Checks names, ranges, and what does not go together; builds the attention once, for what it refuses."""
         for name, value, known in (
             ("encoder_cell", self.encoder_cell, CELLS),
             ("decoder_cell", self.decoder_cell, CELLS),
@@ -95,8 +98,7 @@ class Seq2SeqConfig:
             ("bridge", self.bridge, BRIDGES),
             ("precision", self.precision, PRECISIONS),
         ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; found {value!r}")
+            check_one_of(name, value, known)
         for side in ("src", "tgt"):
             sizes = getattr(self, f"{side}_vocab_size"), getattr(self, f"{side}_features")
             if (sizes[0] > 0) == (sizes[1] > 0):
@@ -104,14 +106,23 @@ class Seq2SeqConfig:
                     f"give either {side}_vocab_size (words) or {side}_features (continuous), "
                     f"found {sizes[0]} and {sizes[1]}"
                 )
-        for name in ("embed_dim", "encoder_hidden", "decoder_hidden", "encoder_layers", "decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("dropout", "recurrent_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is the share of units dropped, in [0, 1); found {getattr(self, name)}")
+        sizes = ("src_vocab_size", "tgt_vocab_size", "src_features", "tgt_features")
+        for name in (*sizes, "attention_features", "readout_features"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        check_at_least_one(self, "embed_dim", "encoder_hidden", "decoder_hidden", "encoder_layers", "decoder_layers")
+        check_share("dropout", self.dropout)
+        check_share("recurrent_dropout", self.recurrent_dropout)
         if self.attention is None and self.attend_first:
             raise ValueError("attend_first needs an attention; name one, or leave attend_first off")
+        if self.attention is not None and self.readout == "state" and not self.attend_first:
+            raise ValueError(
+                "readout='state' ignores the context of recur-then-attend; use concat or attentional, or attend_first"
+            )
+        if self.tie_embeddings and not self.tgt_vocab_size:
+            raise ValueError("tie_embeddings needs target words, found continuous targets (tgt_features); turn it off")
+        if self.share_embeddings and not (self.src_vocab_size and self.tgt_vocab_size):
+            raise ValueError("share_embeddings needs words on both sides, found continuous sequences; turn it off")
         if self.share_embeddings and self.src_vocab_size != self.tgt_vocab_size:
             raise ValueError(
                 "share_embeddings needs one vocabulary for both sides, found "
@@ -128,11 +139,19 @@ class Seq2SeqConfig:
                 f"bridge='copy' needs an encoder state as wide as the decoder's: {encoder_width} and "
                 f"{self.decoder_hidden}; use bridge='dense'"
             )
+        self.make_mechanism()
 
     @property
     def readout_width(self) -> int:
         """Width of the attentional readout."""
         return self.readout_features or (self.embed_dim if self.tie_embeddings else self.decoder_hidden)
+
+    def make_mechanism(self) -> Attention | None:
+        """The attention with its settings, or None without one."""
+        if self.attention is None:
+            return None
+        options = {"precision": self.precision} | self.attention_options
+        return make_attention(self.attention, self.attention_features or self.decoder_hidden, **options)
 
 
 class Seq2Seq(nn.Module):
@@ -170,14 +189,10 @@ class Seq2Seq(nn.Module):
             residual=c.residual,
             precision=c.precision,
         )
-        mechanism = None
-        if c.attention is not None:
-            options = {"features": c.attention_features or c.decoder_hidden, "precision": c.precision}
-            mechanism = make_attention(c.attention, **(options | c.attention_options))
         self.decoder = AttentionDecoder(
             c.decoder_hidden,
             c.readout_width,
-            mechanism,
+            c.make_mechanism(),
             cell=c.decoder_cell,
             num_layers=c.decoder_layers,
             attend_first=c.attend_first,
@@ -204,7 +219,7 @@ class Seq2Seq(nn.Module):
         )
 
     def __call__(
-        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Float[ArrayLike, ""] | None = None
     ) -> tuple[Array, Array | None]:
         """Predicts every target position from the source and the true targets before it.
 
@@ -220,15 +235,14 @@ class Seq2Seq(nn.Module):
         features, weights = self.features(batch, deterministic=deterministic, teacher_forcing=teacher_forcing)
         return self.project(features), weights
 
-    def encode(self, batch: Batch, *, deterministic: bool = True) -> tuple[Array, tuple]:
+    def encode(self, batch: Batch, *, deterministic: bool = True) -> tuple[Float[Array, "batch src_len width"], tuple]:
         """Encodes the source.
 
         Returns:
           Outputs ``[batch, src_len, width]`` and the decoder's first carries, one a layer.
         """
         config = self.config
-        chex.assert_rank(batch.src, 2 if config.src_vocab_size else 3)
-        chex.assert_equal_shape_prefix([batch.src, batch.src_mask], 2)
+        check_source(batch, rank=2 if config.src_vocab_size else 3)
         embedded = self.drop(self.src_embed(batch.src), deterministic=deterministic)
         outputs, carries = self.encoder(embedded, batch.src_mask, deterministic=deterministic)
         return self.drop(outputs, deterministic=deterministic), self._bridge(carries)
@@ -251,22 +265,22 @@ class Seq2Seq(nn.Module):
         return tuple(states)
 
     def features(
-        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
-    ) -> tuple[Array, Array | None]:
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Float[ArrayLike, ""] | None = None
+    ) -> tuple[Float[Array, "batch tgt_len width"], Float[Array, "batch *heads tgt_len src_len"] | None]:
         """The decoder's features before the output layer.
 
         Args:
           batch: with targets.
           deterministic: turns dropout off.
-          teacher_forcing: the probability, a traced scalar, that a position is fed the true token before it;
-          otherwise it
-            is fed the model's own. One coin a token, from the ``sampling`` stream. A gradient-free scan draws the mixed
-            inputs first, with the same dropout. None: always the true one, and no such scan. (Bengio et al., 2015,
-            arXiv:1506.03099)
+          teacher_forcing: the probability, a traced scalar, that a position is fed the true token before it; otherwise
+            it is fed the model's own. One coin a token, from the ``sampling`` stream. A gradient-free scan draws the
+            mixed inputs first, with the same dropout. None: always the true one, and no such scan (Bengio et al., 2015,
+            arXiv:1506.03099).
 
         Returns:
           ``features [batch, tgt_len, width]``, and ``weights [batch, (heads,) tgt_len, src_len]`` or None.
         """
+        check_target(batch, rank=2 if self.config.tgt_vocab_size else 3)
         keys, carry = self.encode(batch, deterministic=deterministic)
         rows, time = batch.tgt.shape[:2]
         masks = input_mask = None
@@ -283,17 +297,19 @@ class Seq2Seq(nn.Module):
 
     def _mixed_inputs(self, inputs, probability, keys, src_mask, carry, masks, input_mask) -> Array:
         """Each input is the true one or, if its coin falls so, what the model says after the inputs before it."""
-        params, einsum = self.decoder.raw_params(), PRECISIONS[self.config.precision]
-        pure = self.decoder.clone(parent=None)
-        kernel, bias, vocab_first = self.output_weights()
-        embed = self.tgt_embed.variables["params"]
+        pure, einsum = self.decoder.clone(parent=None), PRECISIONS[self.config.precision]
+        *output_layer, vocab_first = self.output_weights()
+        params, embed, (kernel, bias) = jax.lax.stop_gradient(
+            (self.decoder.raw_params(), self.tgt_embed.variables["params"], output_layer)
+        )
         continuous = not self.config.tgt_vocab_size
 
         def embed_tokens(tokens: Array) -> Array:
             return tokens @ embed["kernel"] + embed["bias"] if continuous else embed["embedding"][tokens]
 
         true_coin = jax.random.bernoulli(self.make_rng("sampling"), probability, inputs.shape[:2])
-        memory, state = self.decoder.start(keys, src_mask, carry)
+        memory, state = jax.lax.stop_gradient(self.decoder.start(keys, src_mask, carry))
+        inputs, input_mask, masks = jax.lax.stop_gradient((inputs, input_mask, masks))
         by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (inputs, true_coin, input_mask))
         if masks is not None:
             masks = jax.tree.map(lambda m: jnp.broadcast_to(m, (inputs.shape[1], *m.shape[1:])), masks)
@@ -311,9 +327,8 @@ class Seq2Seq(nn.Module):
             logits = einsum("bi,oi->bo" if vocab_first else "bi,io->bo", output.features[:, 0], kernel) + bias
             return (state, logits if continuous else jnp.argmax(logits, -1).astype(true.dtype)), token
 
-        start, xs = jax.lax.stop_gradient(((state, inputs[:, 0]), (by_time, masks)))
-        _, tokens = jax.lax.scan(step, start, xs)
-        return jax.lax.stop_gradient(jnp.swapaxes(tokens, 0, 1))
+        _, tokens = jax.lax.scan(step, (state, inputs[:, 0]), (by_time, masks))
+        return jnp.swapaxes(tokens, 0, 1)
 
     def output_weights(self) -> tuple[Array, Array, bool]:
         """The output layer: kernel, bias, and whether the kernel is ``[vocab, width]`` (tied) or ``[width, vocab]``."""
@@ -321,7 +336,7 @@ class Seq2Seq(nn.Module):
             return self.tgt_embed.variables["params"]["embedding"], self.output_bias, True
         return self.output_kernel, self.output_bias, False
 
-    def project(self, features: Array) -> Array:
+    def project(self, features: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
         """Logits over the target vocabulary (continuous targets: the prediction) of ``features [..., width]``."""
         kernel, bias, vocab_first = self.output_weights()
         return (
@@ -343,18 +358,9 @@ class Seq2Seq(nn.Module):
 
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One decoding step; see `attn_jax.models.protocol.Decoder`."""
+        chex.assert_rank(tokens, 2 if self.config.tgt_vocab_size else 3)
+        chex.assert_tree_shape_prefix(state.dynamic, tokens.shape[:2])
         dynamic, features, weights = self.decoder.step(self.tgt_embed(tokens), state.memory, state.dynamic)
         if weights is not None and weights.ndim == 4:
             weights = weights.mean(axis=1)
         return StepOutput(self.project(features), weights, DecodeState(state.memory, dynamic))
-
-
-def shift_right(tgt: Array) -> Array:
-    """The decoder's inputs: the targets one step later, after ``BOS_ID`` (continuous targets: after zeros).
-
-    Example:
-      >>> shift_right(jnp.array([[5, 6, 2]])).tolist()
-      [[1, 5, 6]]
-    """
-    first = jnp.zeros_like(tgt[:, :1]) if tgt.ndim == 3 else jnp.full_like(tgt[:, :1], BOS_ID)
-    return jnp.concatenate([first, tgt[:, :-1]], axis=1)

@@ -10,14 +10,17 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
 
 from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.functional.products import PRECISIONS
-from attn_jax.models.protocol import BOS_ID, Batch, DecodeState, StepOutput
+from attn_jax.models.protocol import Batch, DecodeState, StepOutput, check_source, check_target, shift_right
 from attn_jax.nn.dropout import Dropout
+from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
 from attn_jax.nn.transformer import ACTIVATIONS, Cache, DecoderBlock, TransformerEncoder
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +67,12 @@ class TransformerConfig:
 
     def __post_init__(self):
         """Checks names and ranges."""
-        for name, known in (("activation", ACTIVATIONS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; found {getattr(self, name)!r}")
+        check_one_of("activation", self.activation, ACTIVATIONS)
+        check_one_of("precision", self.precision, PRECISIONS)
         blocks = ("num_heads", "ffn_dim", "encoder_layers", "decoder_layers")
-        for name in ("src_vocab_size", "tgt_vocab_size", "d_model", *blocks):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is the share dropped, in [0, 1); found {getattr(self, name)}")
+        check_at_least_one(self, "src_vocab_size", "tgt_vocab_size", "d_model", *blocks)
+        check_share("dropout", self.dropout)
+        check_share("attention_dropout", self.attention_dropout)
         if self.d_model % self.num_heads:
             raise ValueError(
                 f"num_heads must divide d_model: {self.d_model} units cannot be shared by {self.num_heads} heads"
@@ -133,7 +132,7 @@ class Transformer(nn.Module):
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (c.tgt_vocab_size,))
 
     def __call__(
-        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Float[ArrayLike, ""] | None = None
     ) -> tuple[Array, Array]:
         """Predicts every target position from the source and the true targets before it.
 
@@ -149,8 +148,8 @@ class Transformer(nn.Module):
         return self.project(features), weights
 
     def features(
-        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Array | None = None
-    ) -> tuple[Array, Array]:
+        self, batch: Batch, *, deterministic: bool = True, teacher_forcing: Float[ArrayLike, ""] | None = None
+    ) -> tuple[Float[Array, "batch tgt_len d_model"], Float[Array, "batch tgt_len src_len"]]:
         """The decoder's features before the output layer.
 
         Args:
@@ -189,11 +188,9 @@ class Transformer(nn.Module):
 
     def _run(self, batch: Batch, deterministic: bool) -> tuple[Array, dict[str, list[Array]]]:
         """Features, and the weights of every block by kind."""
-        chex.assert_rank([batch.src, batch.tgt], 2)
-        chex.assert_equal_shape([batch.tgt, batch.tgt_mask])
+        check_target(batch, rank=2)
         source, encoder_weights = self.encode(batch, deterministic=deterministic)
-        first = jnp.full_like(batch.tgt[:, :1], BOS_ID)
-        inputs = jnp.concatenate([first, batch.tgt[:, :-1]], axis=1)  # position t is fed token t - 1
+        inputs = shift_right(batch.tgt)
         positions = sinusoidal_positions(inputs.shape[1], self.config.d_model)
         outputs = self._embed(self.tgt_embed, inputs, positions, deterministic)
         weights = []
@@ -209,14 +206,15 @@ class Transformer(nn.Module):
         layer = self.config.alignment_layer
         return jnp.mean(jnp.stack(cross if layer is None else [cross[layer]]), axis=(0, 2))
 
-    def encode(self, batch: Batch, *, deterministic: bool = True) -> tuple[Array, Array]:
+    def encode(
+        self, batch: Batch, *, deterministic: bool = True
+    ) -> tuple[Float[Array, "batch src_len d_model"], Float[Array, "batch layers heads src_len src_len"]]:
         """Encodes the source.
 
         Returns:
           Outputs ``[batch, src_len, d_model]`` and the encoder's weights ``[batch, layers, heads, src_len, src_len]``.
         """
-        chex.assert_rank(batch.src, 2)
-        chex.assert_equal_shape([batch.src, batch.src_mask])
+        check_source(batch, rank=2)
         positions = sinusoidal_positions(batch.src.shape[1], self.config.d_model)
         embedded = self._embed(self.src_embed, batch.src, positions, deterministic)
         return self.encoder(embedded, batch.src_mask, deterministic=deterministic)
@@ -235,7 +233,7 @@ class Transformer(nn.Module):
             return self.tgt_embed.variables["params"]["embedding"], self.output_bias, True
         return self.output_kernel, self.output_bias, False
 
-    def project(self, features: Array) -> Array:
+    def project(self, features: Float[Array, "*batch d_model"]) -> Float[Array, "*batch vocab"]:
         """Logits over the target vocabulary of ``features [..., d_model]``."""
         kernel, bias, vocab_first = self.output_weights()
         equation = "...i,oi->...o" if vocab_first else "...i,io->...o"
@@ -261,6 +259,7 @@ class Transformer(nn.Module):
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One decoding step; see `attn_jax.models.protocol.Decoder`."""
         chex.assert_rank(tokens, 2)
+        chex.assert_tree_shape_prefix(state.dynamic, tokens.shape)
         position, caches, looked = state.dynamic.position, [], []
         positions = sinusoidal_positions(state.dynamic.blocks[0].keys.shape[2], self.config.d_model)
         outputs = self._embed(self.tgt_embed, tokens, positions[position], deterministic=True)

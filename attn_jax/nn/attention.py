@@ -13,173 +13,31 @@ line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import dataclasses
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from attn_jax.functional import scores as score_functions
-from attn_jax.functional.masks import expand_mask
+from attn_jax.functional.attention import (
+    dot_product_attention_chunked,
+    gaussian_factor,
+    local_window_mask,
+    predicted_centers,
+)
+from attn_jax.functional.masks import combine_masks, expand_mask
 from attn_jax.functional.normalizers import NORMALIZERS
 from attn_jax.functional.products import PRECISIONS, Einsum
+from attn_jax.nn.mechanism import Attention, Memory, Params, check_equal_widths, check_query
+from attn_jax.nn.settings import check_at_least_one, check_types
 
-Array = jax.Array
-Params = Mapping[str, Array]
+Array = jax.Array | np.ndarray
 
-
-class Memory(NamedTuple):
-    """What attention keeps of a sentence.
-
-    Attributes:
-      keys: projected keys, ``[batch, kv_len, ...]``.
-      values: ``[batch, kv_len, d_v]``, or ``[batch, kv_len, heads, head_dim]``.
-      mask: ``[batch, 1 or q_len, kv_len]`` bool, True = may attend; None: everywhere.
-    """
-
-    keys: Array
-    values: Array
-    mask: Array | None
-
-
-def initializer_for(name: str, shape: tuple[int, ...]) -> nn.initializers.Initializer:
-    """Glorot for matrices, zeros for biases, and uniform ``+- 1 / sqrt(d)`` for score vectors."""
-    if len(shape) > 1:
-        return nn.initializers.glorot_uniform()
-    if name.endswith("bias"):
-        return nn.initializers.zeros
-    bound = shape[0] ** -0.5
-    return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
-
-
-class Attention(nn.Module):
-    """What every mechanism shares: parameters, the normaliser, the context, and the tensor contract.
-
-    Attributes:
-      normalizer: ``softmax``, ``sparsemax`` or ``entmax15``.
-      temperature: divides the scores before they are normalised.
-      use_bias: adds the biases of the mechanism's projections, if it has any.
-      precision: ``float32``, or ``bfloat16`` for the operands of the projections.
-    """
-
-    normalizer: str = "softmax"
-    temperature: float = 1.0
-    use_bias: bool = True
-    precision: str = "float32"
-
-    # A mechanism defines these three.
-
-    def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the parameters."""
-        del query_dim, key_dim
-        return {}
-
-    def project_keys(self, params: Params, keys: Array, einsum: Einsum) -> Array:
-        """What of the keys does not depend on the query; computed once a sentence."""
-        del params, einsum
-        return keys
-
-    def scores(self, params: Params, query: Array, keys: Array, einsum: Einsum) -> Array:
-        """Scores ``[batch, q_len, kv_len]`` of ``query [batch, q_len, d]`` and projected keys."""
-        raise NotImplementedError(f"{type(self).__name__} defines no scores")
-
-    def context_dim(self, value_dim: int) -> int:
-        """Width of the context over values of width ``value_dim``."""
-        return value_dim
-
-    # The protocol.
-
-    def prepare_fn(self, params: Params, keys: Array, values: Array, mask: Array | None) -> Memory:
-        """The memory of a sentence.
-
-        Args:
-          params: this mechanism's parameters.
-          keys: ``[batch, kv_len, d_k]``.
-          values: ``[batch, kv_len, d_v]``.
-          mask: ``[batch, kv_len]`` or ``[batch, q_len, kv_len]`` bool, True = may attend; None: everywhere.
-        """
-        mask = None if mask is None else expand_mask(mask)
-        return Memory(self.project_keys(params, keys, PRECISIONS[self.precision]), values, mask)
-
-    def attend_fn(
-        self, params: Params, query: Array, memory: Memory, einsum: Einsum | None = None
-    ) -> tuple[Array, Array]:
-        """``context = weights @ values`` with ``weights = normalizer(scores)``.
-
-        Args:
-          params: this mechanism's parameters.
-          query: ``[batch, q_len, d_q]``.
-          memory: from `prepare_fn`.
-          einsum: the product; None takes that of ``precision``.
-
-        Returns:
-          ``context [batch, q_len, d_v]`` and ``weights [batch, q_len, kv_len]``.
-        """
-        einsum = einsum or PRECISIONS[self.precision]
-        scores = self.scores(params, query, memory.keys, einsum)
-        weights = NORMALIZERS[self.normalizer](scores, memory.mask, self.temperature)
-        return einsum("bqk,bkd->bqd", weights, memory.values), weights
-
-    # The linen shell.
-
-    @nn.compact
-    def __call__(
-        self, query: Array, keys: Array, values: Array | None = None, mask: Array | None = None
-    ) -> tuple[Array, Array]:
-        """Prepares the memory and attends.
-
-        Args:
-          query: ``[batch, q_len, d_q]``.
-          keys: ``[batch, kv_len, d_k]``.
-          values: ``[batch, kv_len, d_v]``; None: the keys.
-          mask: ``[batch, kv_len]`` or ``[batch, q_len, kv_len]`` bool, True = may attend.
-
-        Returns:
-          ``context [batch, q_len, d_v]`` and ``weights [batch, (heads,) q_len, kv_len]``.
-        """
-        values = keys if values is None else values
-        check_attention_shapes(query, keys, values, mask)
-        params = {
-            name: self.param(name, initializer_for(name, shape), shape, jnp.float32)
-            for name, shape in self.shapes(query.shape[-1], keys.shape[-1]).items()
-        }
-        return self.attend_fn(params, query, self.prepare_fn(params, keys, values, mask))
-
-    def prepare(self, keys: Array, values: Array | None = None, mask: Array | None = None) -> Memory:
-        """The memory of a sentence, with this module's own parameters (see `prepare_fn`)."""
-        values = keys if values is None else values
-        check_attention_shapes(None, keys, values, mask)
-        return self.prepare_fn(self.raw_params(), keys, values, mask)
-
-    def attend(self, query: Array, memory: Memory) -> tuple[Array, Array]:
-        """One step, with this module's own parameters (see `attend_fn`)."""
-        chex.assert_rank(query, 3)
-        return self.attend_fn(self.raw_params(), query, memory)
-
-    def raw_params(self) -> Params:
-        """The parameter arrays of this bound module, for the pure functions."""
-        return self.variables.get("params", {})
-
-
-def check_attention_shapes(query: Array | None, keys: Array, values: Array, mask: Array | None) -> None:
-    """The tensor contract of every attention, checked when it is traced.
-
-    Raises:
-      AssertionError: from chex, with the shapes expected and found.
-    """
-    chex.assert_rank([keys, values], 3)
-    batch, kv_len = keys.shape[:2]
-    chex.assert_shape(values, (batch, kv_len, None))
-    q_len = None
-    if query is not None:
-        chex.assert_shape(query, (batch, None, None))
-        q_len = query.shape[1]
-    if mask is not None:
-        chex.assert_type(mask, bool)
-        chex.assert_rank(mask, {2, 3})
-        chex.assert_shape(mask, (batch, kv_len) if mask.ndim == 2 else (batch, q_len, kv_len))
+LONG = 1024
+"""From this many queries and keys on, multi-head attention whose weights nobody asks for never holds their matrix."""
 
 
 class AdditiveAttention(Attention):
@@ -190,6 +48,11 @@ class AdditiveAttention(Attention):
     """
 
     features: int = 128
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_at_least_one(self, "features")
+        super().__post_init__()
 
     def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
         """``query_kernel``, ``key_kernel``, ``v`` and their biases."""
@@ -218,6 +81,11 @@ class ConcatAttention(Attention):
     """
 
     features: int = 128
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_at_least_one(self, "features")
+        super().__post_init__()
 
     def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
         """``query_kernel`` and ``key_kernel`` (together the paper's ``W``), ``v`` and their biases."""
@@ -280,10 +148,16 @@ class LocationAttention(Attention):
     """``W q`` over source positions (Luong et al., 2015, section 3.1): looks where the query says, never at the keys.
 
     Attributes:
-      max_len: the longest source it can address.
+      max_len: the longest source it can address. Under a mask keys may reach past it: that is padding then, or a
+        position that gets no weight.
     """
 
     max_len: int = 64
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_at_least_one(self, "max_len")
+        super().__post_init__()
 
     def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
         """``kernel [d_q, max_len]`` and its bias."""
@@ -291,10 +165,55 @@ class LocationAttention(Attention):
         return {"kernel": (query_dim, self.max_len)} | ({"bias": (self.max_len,)} if self.use_bias else {})
 
     def scores(self, params: Params, query: Array, keys: Array, einsum: Einsum) -> Array:
-        """The first ``kv_len`` entries of ``W q``."""
+        """The first ``kv_len`` entries of ``W q``, and -inf past the last of them."""
         logits = einsum("bqi,io->bqo", query, params["kernel"])
         logits = logits + params["bias"] if self.use_bias else logits
-        return score_functions.location_scores(logits, keys.shape[1])
+        return score_functions.location_scores(logits, keys.shape[1], masked=True)
+
+    def prepare_fn(self, params: Params, keys: Array, values: Array, mask: Array | None) -> Memory:
+        """As in `Attention`; without a mask the keys must not reach past ``max_len``."""
+        if mask is None and keys.shape[1] > self.max_len:
+            raise ValueError(
+                f"location attention knows {self.max_len} source positions, found a source of length {keys.shape[1]} "
+                f"without a mask; build it with max_len >= {keys.shape[1]}, shorten the source, or mask its padding"
+            )
+        return super().prepare_fn(params, keys, values, mask)
+
+
+class LocalAttention(GeneralAttention):
+    """General attention near a predicted position, local-p (Luong et al., 2015, section 3.2, arXiv:1508.04025).
+
+    The centre is ``length * sigmoid(v . tanh(W q))``. Only keys within ``window`` of it are scored and normalised, and
+    a Gaussian around the centre multiplies their weights, which therefore sum to less than 1. The length of a source is
+    the number of positions that the mask allows.
+
+    Attributes:
+      window: the paper's D, positions on either side of the centre; the Gaussian's standard deviation is half of it.
+      features: width of the tanh that predicts the centre.
+    """
+
+    window: int = 10
+    features: int = 128
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_at_least_one(self, "window", "features")
+        super().__post_init__()
+
+    def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
+        """Those of general attention, and ``center_kernel`` and ``center_v`` of the predicted centre."""
+        centers = {"center_kernel": (query_dim, self.features), "center_v": (self.features,)}
+        return super().shapes(query_dim, key_dim) | centers
+
+    def weigh(self, params: Params, query: Array, memory: Memory, einsum: Einsum) -> Array:
+        """``softmax(q . W k) * exp(-(j - center)^2 / (2 sigma^2))`` over the keys inside the window."""
+        kv_len = memory.keys.shape[1]
+        lengths = jnp.full((1, 1), kv_len) if memory.mask is None else memory.mask.sum(-1)  # [batch, 1 or q_len]
+        hidden = jnp.tanh(einsum("bqi,io->bqo", query, params["center_kernel"]))
+        centers = predicted_centers(jnp.einsum("bqd,d->bq", hidden, params["center_v"]), lengths)
+        inside = combine_masks(memory.mask, local_window_mask(centers, kv_len, self.window))
+        weights = super().weigh(params, query, memory._replace(mask=inside), einsum)
+        return weights * gaussian_factor(centers, kv_len, self.window)
 
 
 class MultiHeadAttention(Attention):
@@ -308,13 +227,18 @@ class MultiHeadAttention(Attention):
     features: int = 128
     num_heads: int = 4
 
-    def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
-        """Kernels and biases of the query, key, value and output projections."""
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_at_least_one(self, "features", "num_heads")
         if self.features % self.num_heads:
             raise ValueError(
                 f"num_heads must divide the width of the attention: {self.features} units cannot be shared by "
                 f"{self.num_heads} heads; choose a width that is a multiple of {self.num_heads}"
             )
+        super().__post_init__()
+
+    def shapes(self, query_dim: int, key_dim: int) -> dict[str, tuple[int, ...]]:
+        """Kernels and biases of the query, key, value and output projections."""
         names = {"query": query_dim, "key": key_dim, "value": key_dim, "out": self.features}
         shapes = {f"{name}_kernel": (width, self.features) for name, width in names.items()}
         return shapes | ({f"{name}_bias": (self.features,) for name in names} if self.use_bias else {})
@@ -345,32 +269,38 @@ class MultiHeadAttention(Attention):
         memory: Memory,
         einsum: Einsum | None = None,
         kept: Array | None = None,
-    ) -> tuple[Array, Array]:
+        return_weights: bool = True,
+    ) -> tuple[Array, Array | None]:
         """``out(concat(heads))``; ``weights [batch, heads, q_len, kv_len]``, before they are multiplied by ``kept``.
 
-        ``kept`` are dropout factors for the weights, shaped like them.
+        ``kept`` are dropout factors for the weights, shaped like them. Without ``return_weights`` the second result is
+        None, and the softmax of a long sentence (`LONG` queries and keys) is computed block by block.
         """
         einsum = einsum or PRECISIONS[self.precision]
         query = self._heads(self._project(params, "query", query, einsum))
-        scores = score_functions.scaled_dot_scores(query, memory.keys, einsum=einsum)
-        mask = None if memory.mask is None else memory.mask[:, None]
-        weights = NORMALIZERS[self.normalizer](scores, mask, self.temperature)
-        context = einsum("bhqk,bkhd->bqhd", weights if kept is None else weights * kept, memory.values)
+        long = min(query.shape[1], memory.keys.shape[1]) >= LONG
+        if long and not return_weights and kept is None and self.normalizer == "softmax":
+            context = dot_product_attention_chunked(query / self.temperature, *memory)
+            weights = None
+        else:
+            scores = score_functions.scaled_dot_scores(query, memory.keys, einsum=einsum)
+            mask = None if memory.mask is None else memory.mask[:, None]
+            weights = NORMALIZERS[self.normalizer](scores, mask, self.temperature)
+            context = einsum("bhqk,bkhd->bqhd", weights if kept is None else weights * kept, memory.values)
+            weights = weights if return_weights else None
         return self._project(params, "out", context.reshape(*context.shape[:2], -1), einsum), weights
 
-    def attend(self, query: Array, memory: Memory, kept: Array | None = None) -> tuple[Array, Array]:
+    def attend(
+        self,
+        query: Float[Array, "batch q_len d_q"],
+        memory: Memory,
+        kept: Float[Array, "batch heads q_len kv_len"] | None = None,
+        *,
+        return_weights: bool = True,
+    ) -> tuple[Float[Array, "batch q_len features"], Float[Array, "batch heads q_len kv_len"] | None]:
         """One step, with this module's own parameters (see `attend_fn`)."""
-        chex.assert_rank(query, 3)
-        return self.attend_fn(self.raw_params(), query, memory, kept=kept)
-
-
-def check_equal_widths(query: Array, keys: Array) -> None:
-    """Raises a ValueError unless the query is as wide as the keys, with the remedy."""
-    if query.shape[-1] != keys.shape[-1]:
-        raise ValueError(
-            f"dot-product attention needs a query as wide as the keys, found {query.shape[-1]} and {keys.shape[-1]}; "
-            "use general attention, which projects the keys, or make both as wide"
-        )
+        check_query(query, memory)
+        return self.attend_fn(self.raw_params(), query, memory, kept=kept, return_weights=return_weights)
 
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -378,6 +308,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "concat": ConcatAttention,
     "dot": DotAttention,
     "general": GeneralAttention,
+    "local": LocalAttention,
     "location": LocationAttention,
     "multihead": MultiHeadAttention,
     "scaled_dot": ScaledDotProductAttention,
@@ -385,17 +316,18 @@ ATTENTIONS: dict[str, type[Attention]] = {
 """The mechanisms by name. Add your own here."""
 
 
-def make_attention(name: str, features: int, **options) -> Attention:
+def make_attention(name: str, features: int, /, **options) -> Attention:
     """The mechanism called ``name``; those without a width of their own leave ``features`` aside.
 
     Raises:
-      ValueError: if there is no such mechanism, or it has no such option.
+      ValueError: if there is no such mechanism, it has no such option, or the option cannot have this value.
     """
     if name not in ATTENTIONS:
         raise ValueError(f"unknown attention {name!r}; choose one of {', '.join(sorted(ATTENTIONS))}")
     mechanism = ATTENTIONS[name]
-    known = [field for field in mechanism.__dataclass_fields__ if field not in ("parent", "name")]
+    known = {field.name: field.type for field in dataclasses.fields(mechanism) if field.name not in ("parent", "name")}
     for option in options:
         if option not in known:
-            raise ValueError(f"{name} attention has no option {option!r}; it has {', '.join(known)}")
-    return mechanism(**options, **({"features": features} if "features" in known else {}))
+            raise ValueError(f"{name} attention has no option {option!r}; it has {', '.join(sorted(known))}")
+    check_types(known, options)
+    return mechanism(**({"features": features} if "features" in known else {}) | options)

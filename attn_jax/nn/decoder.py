@@ -1,9 +1,9 @@
 """The recurrent attention decoder: recurrent layers that look at a memory at every step.
 
 One step is a pure function of raw arrays. Training scans it over a known target (`AttentionDecoder.__call__`), a
-search calls it
-with a beam (`AttentionDecoder.step`): the beam, like the single time step of the scan, is the attention's ``q_len``
-axis. Whatever does not feed back into the next step is computed after the loop, for all steps at once.
+search calls it with a beam (`AttentionDecoder.step`): the beam, like the single time step of the scan, is the
+attention's ``q_len`` axis. Whatever does not feed back into the next step is computed after the loop, for all steps at
+once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
 
 from attn_jax.functional.products import PRECISIONS, Einsum
 from attn_jax.functional.recurrence import CELLS, hidden_of, recurrent_scan
 from attn_jax.nn.attention import Attention, Memory
-from attn_jax.nn.recurrent import cell_bias, dropout_mask, gate_orthogonal
+from attn_jax.nn.dropout import dropout_mask
+from attn_jax.nn.recurrent import cell_bias, gate_orthogonal
+from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 READOUTS = ("attentional", "concat", "state")
 
@@ -91,10 +95,25 @@ class AttentionDecoder(nn.Module):
     residual: bool = False
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_one_of("cell", self.cell, CELLS)
+        check_one_of("readout", self.readout, READOUTS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        check_at_least_one(self, "hidden", "features", "num_layers")
+        check_share("dropout", self.dropout)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
-        self, embedded: Array, keys: Array, mask: Array | None, carry: tuple, *, masks: DecoderMasks | None = None
-    ) -> tuple[Array, Array | None]:
+        self,
+        embedded: Float[Array, "batch tgt_len d"],
+        keys: Float[Array, "batch src_len d_k"],
+        mask: Bool[Array, "batch src_len"] | None,
+        carry: tuple,
+        *,
+        masks: DecoderMasks | None = None,
+    ) -> tuple[Float[Array, "batch tgt_len features"], Float[Array, "batch *heads tgt_len src_len"] | None]:
         """Runs the decoder over known inputs.
 
         Args:
@@ -109,7 +128,7 @@ class AttentionDecoder(nn.Module):
         """
         chex.assert_rank([embedded, keys], 3)
         chex.assert_equal_shape_prefix([embedded, keys], 1)
-        chex.assert_tree_shape_prefix(carry, (embedded.shape[0], self.hidden))
+        self._check(keys, mask, carry)
         if self.is_initializing():
             self._declare(embedded, keys, mask)
         pure, einsum = self.clone(parent=None), PRECISIONS[self.precision]
@@ -136,8 +155,11 @@ class AttentionDecoder(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- for a search
 
-    def prepare(self, keys: Array, mask: Array | None) -> Memory | None:
+    def prepare(
+        self, keys: Float[Array, "batch src_len d_k"], mask: Bool[Array, "batch src_len"] | None
+    ) -> Memory | None:
         """The attention's memory of a batch of sentences, or None without attention."""
+        self._check(keys, mask)
         if self.attention is None:
             return None
         return self.attention.prepare_fn(self.attention.raw_params(), keys, keys, mask)
@@ -150,13 +172,16 @@ class AttentionDecoder(nn.Module):
         batch, dtype = jax.tree.leaves(carry)[0].shape[0], jax.tree.leaves(carry)[0].dtype
         return DecoderState(layers, jnp.zeros((batch, 1, params["fed"].shape[0]), dtype))
 
-    def start(self, keys: Array, mask: Array | None, carry: tuple) -> tuple[Memory | None, DecoderState]:
+    def start(
+        self, keys: Float[Array, "batch src_len d_k"], mask: Bool[Array, "batch src_len"] | None, carry: tuple
+    ) -> tuple[Memory | None, DecoderState]:
         """The memory and the first state, for `step`."""
+        self._check(keys, mask, carry)
         return self.prepare(keys, mask), self.first_state(self.raw_params(), carry)
 
     def step(
-        self, embedded: Array, memory: Memory | None, state: DecoderState
-    ) -> tuple[DecoderState, Array, Array | None]:
+        self, embedded: Float[Array, "batch beam d"], memory: Memory | None, state: DecoderState
+    ) -> tuple[DecoderState, Float[Array, "batch beam features"], Float[Array, "batch *heads beam src_len"] | None]:
         """One step of a search.
 
         Args:
@@ -168,6 +193,8 @@ class AttentionDecoder(nn.Module):
           The new state, ``features [batch, beam, features]``, and ``weights [batch, (heads,) beam, src_len]`` or None.
         """
         chex.assert_rank(embedded, 3)
+        chex.assert_tree_shape_prefix(memory, embedded.shape[:1])
+        chex.assert_tree_shape_prefix(state, embedded.shape[:2])
         pure, einsum, params = self.clone(parent=None), PRECISIONS[self.precision], self.raw_params()
         state, output = pure.step_fn(einsum, params, memory, state, pure.project_input(einsum, params, embedded))
         output = pure.complete(einsum, params, memory, output, embedded, None)
@@ -214,7 +241,7 @@ class AttentionDecoder(nn.Module):
         params: Any,
         memory: Memory | None,
         output: _Output,
-        embedded: Array,
+        embedded: Array | None,
         dropped: Array | None,
     ) -> _Output:
         """Adds to a step's output what it has not computed yet: context, weights, features."""
@@ -238,7 +265,21 @@ class AttentionDecoder(nn.Module):
         query = jnp.concatenate([embedded, hidden], axis=-1) if self.query_with_input else hidden
         return self.attention.attend_fn(params.get("attention", {}), query, memory, einsum)
 
-    # ---------------------------------------------------------------------------------------------------- parameters
+    # --------------------------------------------------------------------------------------- contracts and parameters
+
+    def _check(self, keys: Array, mask: Array | None, carry: tuple | None = None) -> None:
+        """The tensor contract, checked when it is traced: AssertionError from chex, ValueError for missing states."""
+        chex.assert_rank(keys, 3)
+        if mask is not None:
+            chex.assert_type(mask, bool)
+            chex.assert_shape(mask, keys.shape[:2])
+        if carry is not None:
+            if not isinstance(carry, tuple) or len(carry) != self.num_layers:
+                found = len(carry) if isinstance(carry, tuple) else f"a {type(carry).__name__}"
+                raise ValueError(
+                    f"carry must be a tuple of {self.num_layers} states, one for each layer (num_layers), found {found}"
+                )
+            chex.assert_tree_shape_prefix(carry, (keys.shape[0], self.hidden))
 
     def raw_params(self) -> Any:
         """The parameter arrays of this bound module, for the pure functions."""

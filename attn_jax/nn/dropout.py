@@ -11,8 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
-Array = jax.Array
+from attn_jax.nn.settings import check_share
+
+Array = jax.Array | np.ndarray
 
 
 def dropout_mask(rng: Array, rate: float, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -24,10 +28,14 @@ def dropout_mask(rng: Array, rate: float, shape: tuple[int, ...], dtype: Any = j
       shape: of the result.
       dtype: of the result.
 
+    Raises:
+      ValueError: for a rate outside [0, 1).
+
     Example:
       >>> sorted(set(dropout_mask(jax.random.key(0), 0.5, (8, 8)).ravel().tolist()))
       [0.0, 2.0]
     """
+    check_share("rate", rate)
     dropped = min(max(round(256 * rate), rate > 0), 255)
     words = jax.random.bits(rng, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
     draws = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)[..., : shape[-1]]
@@ -45,7 +53,12 @@ class Dropout(nn.Module):
     rate: float
     broadcast_dims: tuple[int, ...] = ()
 
-    def __call__(self, inputs: Array, *, deterministic: bool) -> Array:
+    def __post_init__(self):
+        """Checks the range."""
+        check_share("rate", self.rate)
+        super().__post_init__()
+
+    def __call__(self, inputs: Float[Array, "*shape"], *, deterministic: bool) -> Float[Array, "*shape"]:
         """Drops units of ``inputs``, or none if ``deterministic``."""
         if deterministic or not self.rate:
             return inputs

@@ -12,12 +12,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
 
 from attn_jax.functional.products import PRECISIONS
-from attn_jax.functional.recurrence import CELLS, Einsum, keep_if_masked, recurrent_scan
+from attn_jax.functional.recurrence import CELLS, Einsum, recurrent_scan, where_real
 from attn_jax.nn.dropout import Dropout, dropout_mask
+from attn_jax.nn.settings import check_one_of, check_share
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 
 def gate_orthogonal(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
@@ -62,10 +65,22 @@ class RecurrentLayer(nn.Module):
     recurrent_dropout: float = 0.0
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_one_of("cell", self.cell, CELLS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        check_share("recurrent_dropout", self.recurrent_dropout)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
-        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
-    ) -> tuple[Array, Any]:
+        self,
+        inputs: Float[Array, "batch time features_in"],
+        mask: Bool[Array, "batch time"] | None = None,
+        carry: Any = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch time features"], Any]:
         """Runs the layer.
 
         Args:
@@ -110,7 +125,7 @@ class RecurrentLayer(nn.Module):
             new, output = cell.step(product, weights, carry, projected)
             if real is None:
                 return new, output
-            return keep_if_masked(real, new, carry), jnp.where(real[:, None], output, 0)
+            return where_real(real, new, carry), jnp.where(real[:, None], output, 0)
 
         steps = (projected, None if mask is None else mask.T)
         carry, outputs = recurrent_scan(step, weights, carry, steps, reverse=self.reverse, einsum=einsum)
@@ -150,8 +165,13 @@ class Bidirectional(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
-    ) -> tuple[Array, Any]:
+        self,
+        inputs: Float[Array, "batch time features_in"],
+        mask: Bool[Array, "batch time"] | None = None,
+        carry: Any = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch time 2*{self.features}"], Any]:
         """Runs both directions.
 
         Args:
@@ -201,8 +221,13 @@ class RecurrentStack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Array, mask: Array | None = None, carry: Any = None, *, deterministic: bool = True
-    ) -> tuple[Array, tuple]:
+        self,
+        inputs: Float[Array, "batch time features_in"],
+        mask: Bool[Array, "batch time"] | None = None,
+        carry: Any = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "batch time features"], tuple]:
         """Runs the stack.
 
         Args:

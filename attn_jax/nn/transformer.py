@@ -14,13 +14,16 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Integer
 
 from attn_jax.functional.masks import causal_mask, expand_mask
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.nn.attention import Memory, MultiHeadAttention
 from attn_jax.nn.dropout import Dropout, dropout_mask
+from attn_jax.nn.settings import check_one_of, check_share
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "swish": jax.nn.swish}
 """The non-linearities of the feed-forward layer by name."""
@@ -41,8 +44,16 @@ class FeedForward(nn.Module):
     dropout: float = 0.0
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names."""
+        check_one_of("activation", self.activation, ACTIVATIONS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        super().__post_init__()
+
     @nn.compact
-    def __call__(self, inputs: Array, *, deterministic: bool = True) -> Array:
+    def __call__(
+        self, inputs: Float[Array, "batch time d"], *, deterministic: bool = True
+    ) -> Float[Array, "batch time d"]:
         """Applies the layer to each position of ``inputs [batch, time, d]`` and returns the same shape."""
         chex.assert_rank(inputs, 3)
         einsum, width = PRECISIONS[self.precision], inputs.shape[-1]
@@ -99,6 +110,13 @@ class TransformerBlock(nn.Module):
     attention_dropout: float = 0.0
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_one_of("activation", self.activation, ACTIVATIONS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        check_share("attention_dropout", self.attention_dropout)
+        super().__post_init__()
+
     def setup(self):
         """Builds the sublayers."""
         self.attention = self.new_attention()
@@ -120,14 +138,19 @@ class TransformerBlock(nn.Module):
         return (outputs if self.norm_first else norm(outputs)), extra
 
     def attend(
-        self, attention: MultiHeadAttention, query: Array, memory: Memory, deterministic: bool
-    ) -> tuple[Array, Array]:
-        """Attends with dropout on the weights."""
+        self,
+        attention: MultiHeadAttention,
+        query: Float[Array, "batch q_len features"],
+        memory: Memory,
+        deterministic: bool,
+        return_weights: bool = True,
+    ) -> tuple[Float[Array, "batch q_len features"], Float[Array, "batch heads q_len kv_len"] | None]:
+        """Attends with dropout on the weights; without ``return_weights`` their place is taken by None."""
         kept = None
         if self.attention_dropout and not deterministic:
             shape = (query.shape[0], self.num_heads, query.shape[1], memory.keys.shape[1])
             kept = dropout_mask(self.make_rng("dropout"), self.attention_dropout, shape, query.dtype)
-        return attention.attend(query, memory, kept=kept)
+        return attention.attend(query, memory, kept=kept, return_weights=return_weights)
 
     def feed_forward(self, inputs: Array, deterministic: bool) -> Array:
         """The last sublayer of every block."""
@@ -145,8 +168,13 @@ class EncoderBlock(TransformerBlock):
     """Self-attention, then feed-forward. Attributes: see `TransformerBlock`."""
 
     def __call__(
-        self, inputs: Array, mask: Array | None = None, *, deterministic: bool = True, return_weights: bool = True
-    ) -> tuple[Array, Array | None]:
+        self,
+        inputs: Float[Array, "batch time features"],
+        mask: Bool[Array, "batch time"] | Bool[Array, "batch time time"] | None = None,
+        *,
+        deterministic: bool = True,
+        return_weights: bool = True,
+    ) -> tuple[Float[Array, "batch time features"], Float[Array, "batch heads time time"] | None]:
         """Runs the block.
 
         Args:
@@ -159,9 +187,12 @@ class EncoderBlock(TransformerBlock):
           ``outputs [batch, time, features]``, and ``weights [batch, heads, time, time]`` or None.
         """
         chex.assert_shape(inputs, (None, None, self.features))
-        look = lambda x: self.attend(self.attention, x, self.memory(self.attention, x, mask), deterministic)  # noqa: E731
+
+        def look(x: Array) -> tuple[Array, Array | None]:
+            return self.attend(self.attention, x, self.memory(self.attention, x, mask), deterministic, return_weights)
+
         outputs, weights = self.sublayer(self.attention_norm, inputs, look, deterministic)
-        return self.feed_forward(outputs, deterministic), weights if return_weights else None
+        return self.feed_forward(outputs, deterministic), weights
 
 
 class TransformerEncoder(nn.Module):
@@ -177,8 +208,13 @@ class TransformerEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: Array, mask: Array | None = None, *, deterministic: bool = True, return_weights: bool = True
-    ) -> tuple[Array, Array | None]:
+        self,
+        inputs: Float[Array, "batch time features"],
+        mask: Bool[Array, "batch time"] | None = None,
+        *,
+        deterministic: bool = True,
+        return_weights: bool = True,
+    ) -> tuple[Float[Array, "batch time features"], Float[Array, "batch layers heads time time"] | None]:
         """Runs the blocks.
 
         Args:
@@ -211,14 +247,14 @@ class DecoderBlock(TransformerBlock):
 
     def __call__(
         self,
-        inputs: Array,
-        source: Array,
-        mask: Array | None = None,
-        source_mask: Array | None = None,
+        inputs: Float[Array, "batch tgt_len features"],
+        source: Float[Array, "batch src_len d"],
+        mask: Bool[Array, "batch tgt_len"] | None = None,
+        source_mask: Bool[Array, "batch src_len"] | None = None,
         *,
         deterministic: bool = True,
         return_weights: bool = True,
-    ) -> tuple[Array, DecoderWeights | None]:
+    ) -> tuple[Float[Array, "batch tgt_len features"], DecoderWeights | None]:
         """Runs the block over a whole sequence; position ``t`` sees positions up to ``t``.
 
         Args:
@@ -238,18 +274,25 @@ class DecoderBlock(TransformerBlock):
         past = jnp.broadcast_to(causal_mask(time), (batch, time, time))  # [batch, q_len, kv_len]
         past = past if mask is None else past & expand_mask(mask)
         memory = self.prepare(source, source_mask)
-        look = lambda x: self.attend(self.attention, x, self.memory(self.attention, x, past), deterministic)  # noqa: E731
+
+        def look(x: Array) -> tuple[Array, Array | None]:
+            return self.attend(self.attention, x, self.memory(self.attention, x, past), deterministic, return_weights)
+
         outputs, own = self.sublayer(self.attention_norm, inputs, look, deterministic)
-        outputs, cross = self._look_at_source(outputs, memory, deterministic)
+        outputs, cross = self._look_at_source(outputs, memory, deterministic, return_weights)
         return self.feed_forward(outputs, deterministic), DecoderWeights(own, cross) if return_weights else None
 
-    def _look_at_source(self, inputs: Array, memory: Memory, deterministic: bool) -> tuple[Array, Array]:
-        look = lambda x: self.attend(self.cross_attention, x, memory, deterministic)  # noqa: E731
+    def _look_at_source(
+        self, inputs: Array, memory: Memory, deterministic: bool, return_weights: bool = True
+    ) -> tuple[Array, Array | None]:
+        look = lambda x: self.attend(self.cross_attention, x, memory, deterministic, return_weights)  # noqa: E731
         return self.sublayer(self.cross_norm, inputs, look, deterministic)
 
     # ------------------------------------------------------------------------------------------------- step by step
 
-    def prepare(self, source: Array, source_mask: Array | None = None) -> Memory:
+    def prepare(
+        self, source: Float[Array, "batch src_len d"], source_mask: Bool[Array, "batch src_len"] | None = None
+    ) -> Memory:
         """Keys and values of the source, once a sentence, for `step`."""
         return self.memory(self.cross_attention, source, source_mask)
 
@@ -258,7 +301,13 @@ class DecoderBlock(TransformerBlock):
         zeros = jnp.zeros((batch, 1, max_len, self.num_heads, self.features // self.num_heads), dtype)
         return Cache(zeros, zeros)
 
-    def step(self, inputs: Array, cache: Cache, position: Array, memory: Memory) -> tuple[Array, Array, Cache]:
+    def step(
+        self,
+        inputs: Float[Array, "batch beam features"],
+        cache: Cache,
+        position: Integer[Array, "batch beam"],
+        memory: Memory,
+    ) -> tuple[Float[Array, "batch beam features"], Float[Array, "batch heads beam src_len"], Cache]:
         """One step of every hypothesis; equal to column ``position`` of the whole sequence.
 
         Args:

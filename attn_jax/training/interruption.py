@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 NOTICE = b"\nstopping after this step; a checkpoint is saved first. Ctrl-C again stops at once\n"
 
@@ -43,3 +45,30 @@ def interruptions() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Keeps Ctrl-C waiting for the end of the block, for imports: C extensions lose it, or make it another error.
+
+    In the main thread only.
+    """
+    came = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came.is_set():
+        raise KeyboardInterrupt
+
+
+def interrupt_again(unraisable: Any) -> None:
+    """Sends a Ctrl-C once more that fell into a garbage collection, where Python drops exceptions.
+
+    For ``sys.unraisablehook``. JAX runs Python code at each collection, and tracing is full of them.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(unraisable)

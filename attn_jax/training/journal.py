@@ -69,9 +69,12 @@ class Journal:
           RunFolderError: when it is missing or garbled, with the line and the column.
         """
         try:
-            return read_json(self.folder / CONFIG)
+            config = read_json(self.folder / CONFIG)
         except IntegrityError as error:
             raise RunFolderError(f"{error}; {_REMEDY}") from error
+        if not isinstance(config, dict):
+            raise RunFolderError(f"{self.folder / CONFIG}: expected a JSON object; {_REMEDY}")
+        return config
 
     def check_config(self, config: Mapping[str, Any], may_change: Collection[str]) -> None:
         """Compares the settings of a resumed run with those that it was started with.

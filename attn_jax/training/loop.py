@@ -218,12 +218,12 @@ def train(
                     save(found.metrics)
                 on_event("valid", {"step": step, "total": total_steps, "best": best, **found.metrics})
 
-            step = int(state.step)
+            first = step = int(state.step)
             stream = batches.stream(config.seed, step)
             while True:
                 if step and (step % valid_every == 0 or step >= total_steps) and step not in records.steps:
                     validate()
-                elif step and config.checkpoint_every and step % config.checkpoint_every == 0:
+                elif step > first and config.checkpoint_every and step % config.checkpoint_every == 0:
                     meter.check()
                     save({})
                 if step >= total_steps or records.exhausted:
@@ -291,7 +291,7 @@ def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evalua
     single = checkpoints.restore(journal.checkpoints, state, steps[0])
     result = TrainResult(single.state.params, single.metrics, single.step, 1, {})
     if len(steps) > 1:
-        mean = jax.tree.map(np.asarray, checkpoints.average(journal.checkpoints, steps))
+        mean = jax.tree.map(jax.numpy.asarray, checkpoints.average(journal.checkpoints, steps))
         metrics = evaluate(mean).metrics
         if score_of(metrics, keep) > score_of(result.metrics, keep):
             result = TrainResult(mean, metrics, single.step, len(steps), {})

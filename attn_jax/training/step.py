@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -44,11 +45,14 @@ class OptimizerConfig:
         """Checks names and ranges."""
         if self.schedule not in DECAYS:
             raise ValueError(f"schedule must be one of {', '.join(DECAYS)}; found {self.schedule!r}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
         for name in ("warmup", "weight_decay", "clip"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN neither
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), found {getattr(self, name)}")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -75,7 +79,8 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1))
     elif config.schedule == "inverse_sqrt":
-        after = lambda step: peak * jnp.sqrt(max(warmup, 1) / (step + max(warmup, 1)))  # noqa: E731
+        start = max(warmup, 1)  # below 0, during the warm-up, nobody asks for the value, but it is computed
+        after = lambda step: peak * jnp.sqrt(start / (jnp.maximum(step, 0) + start))  # noqa: E731
     else:
         after = optax.constant_schedule(peak)
     rise = lambda step: peak * (step + 1) / (warmup + 1)  # noqa: E731 (from above 0: no update is lost)

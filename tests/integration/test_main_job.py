@@ -7,18 +7,26 @@ import os
 import re
 import shutil
 import signal
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
-from attn_jax import cli
+from attn_jax import cli, demo, doctor, hub, progress
+from attn_jax.data.batching import BatchConfig, Sequences, inference_batches
 from attn_jax.data.grammar import generate
 from attn_jax.hub import Translator
-from attn_jax.run import run_training
-from attn_jax.training import journal, loop
+from attn_jax.progress import Progress
+from attn_jax.run import DataConfig, RunConfig, run_training
+from attn_jax.training import journal, loop, step
+from attn_jax.training.loop import TrainConfig
 
+TRAINED = ["--steps", "24", "--valid-every", "12", "--lowercase", "--learning-rate", "0.02"]
 TINY = ["embed_dim=16", "encoder_hidden=16", "decoder_hidden=32", "dropout=0.1"]
 
 
@@ -53,25 +61,39 @@ def fails(capsys, *args):
     return error
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
+@cache
+def make_text(base):
+    """Parallel text in plain, gzip and two-column files, made once a session."""
+    folder = base / "text"
+    folder.mkdir()
     pairs = [(" ".join(p.src), " ".join(p.tgt)) for p in generate(330, seed=3)]
     train, valid = pairs[:300], pairs[300:]
     (folder / "train.en").write_text("".join(f"{en}\n" for en, _ in train), encoding="utf-8")
     with gzip.open(folder / "train.fr.gz", "wt", encoding="utf-8") as file:
         file.write("".join(f"{fr}\n" for _, fr in train))
     (folder / "valid.tsv").write_text("".join(f"{en}\t{fr}\n" for en, fr in valid), encoding="utf-8")
+    (folder / "few.tsv").write_text("the dog sleeps\tle chien dort\n" * 4, encoding="utf-8")
     (folder / "test.en").write_text("".join(f"{en}\n" for en, _ in valid), encoding="utf-8")
     (folder / "test.fr").write_text("".join(f"{fr}\n" for _, fr in valid), encoding="utf-8")
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "deen"
-    cli.main(train_command(text, out, "--steps", "24", "--valid-every", "12", "--lowercase"))
+@cache
+def make_trained(base):
+    """A run of 24 steps that every test may read, and none may change."""
+    out = base / "runs" / "deen"
+    cli.main(train_command(make_text(base), out, *TRAINED))
     return out
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return make_text(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return make_trained(tmp_path_factory.getbasetemp())
 
 
 def test_the_run_folder(trained):
@@ -95,27 +117,40 @@ def test_the_run_folder(trained):
     assert len(json.loads((trained / "data.json").read_text())) >= 1
 
 
-def test_evaluate(trained, text, capsys):
-    found = json.loads(run(capsys, "evaluate", trained, "--src", text / "test.en", "--ref", text / "test.fr", "--json"))
-    assert 0 <= found["BLEU"]["value"] <= 100 and "case:lc" in found["BLEU"]["signature"] and found["sentences"] == 30
+def test_evaluate(trained, text, tmp_path, capsys):
+    for name in ("test.en", "test.fr"):
+        lines = (text / name).read_text(encoding="utf-8").splitlines()
+        lines[4] = "  " if name == "test.en" else lines[4]
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = ["--src", tmp_path / "test.en", "--ref", tmp_path / "test.fr"]
+    found = json.loads(run(capsys, "evaluate", trained, *files, "--json"))
+    assert 0 <= found["BLEU"]["value"] <= 100 and "case:lc" in found["BLEU"]["signature"]
+    assert (found["sentences"], found["left_blank"], found["changed"]) == (29, 0, None) and found["seconds"] > 0
+    assert found["read"]["kept"] == 29 and found["read"]["skipped"] == {"empty": {"count": 1, "first_lines": [5]}}
+    assert [file["lines"] for file in found["read"]["files"]] == [30, 30]
+    out = run(capsys, "evaluate", trained, *files, "--beam", "1", "--precision", "bfloat16").splitlines()
+    assert "29 kept of" in out[0] and "1 empty on one side (line 5)" in out[0]
+    assert re.match(r"BLEU \d+\.\d\d   nrefs:1\|case:lc\|", out[1]) and re.match(r"chrF \d+\.\d\d   nrefs:1\|", out[2])
+    assert re.match(r"29 sentences in \d+\.\d s, compilation included", out[3])
+    changed, share = re.fullmatch(r"(\d+) of them \((.*)%\) differ from those in float32", out[4]).groups()
+    assert float(share) == round(100 * int(changed) / 29, 1)
 
 
-def test_translate_keeps_lines(trained, text, capsys, monkeypatch):
-    lines = ["i am a student", "", "the quick brown fox", "unbekanntes wort !"]
-    feed = lambda: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode() + b"\n")))  # noqa: E731
-    feed()
-    out = run(capsys, "translate", trained, "--beam", "2").split("\n")
-    assert len(out) == 5 and out[1] == "" and out[4] == ""
-    feed()
-    n_best = run(capsys, "translate", trained, "--beam", "3", "--n-best", "2").splitlines()
-    assert [line.split(" ||| ")[0] for line in n_best if line.startswith(("0", "2", "3"))] == [
-        "0",
-        "0",
-        "2",
-        "2",
-        "3",
-        "3",
-    ]
+def test_translate_keeps_lines(trained, capsys, monkeypatch):
+    def translate(*options):
+        lines = ["i am a student", "", "a " * 40, "the quick brown fox", "unbekanntes wort !"]
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode() + b"\n")))
+        cli.main(["translate", str(trained), *options])
+        return capsys.readouterr()
+
+    monkeypatch.setattr(hub, "MAX_SRC_LEN", 30)
+    out, error = translate("--beam", "2")
+    out = out.split("\n")
+    assert len(out) == 6 and out[1] == out[2] == out[5] == "" and error.count("\n") == 1
+    assert "1 lines longer than 30 tokens were left blank; split them" in error
+    n_best = [line.split(" ||| ") for line in translate("--beam", "2", "--n-best", "2")[0].splitlines()]
+    assert [fields[0] for fields in n_best] == ["0", "0", "1", "2", "3", "3", "4", "4"]
+    assert n_best[0][1] == out[0] and float(n_best[0][2]) >= float(n_best[1][2])
 
 
 def test_attend(trained, tmp_path, capsys):
@@ -137,14 +172,18 @@ def test_padding_and_company_change_nothing(trained):
             np.testing.assert_allclose(one.attention, other.attention, atol=1e-5)
 
 
-def test_beam_attention_is_the_forced_attention(trained):
+def test_beam_attention_is_the_forced_attention(trained, text):
+    """Of every hypothesis that ended, and that is written in the words that its text is read in again."""
     translator = Translator.load(trained)
-    for found in translator("the quick brown fox sleeps", beam=5, n_best=5):
-        if found.tokens[-1] == "</s>" and found.text:
-            forced = translator.score(["the quick brown fox sleeps"], [found.text])[0]
-            if forced.tokens == found.tokens:
-                np.testing.assert_allclose(forced.attention, found.attention, atol=1e-5)
-                assert abs(forced.log_probs.sum() - found.log_prob) < 1e-4
+    sentences, checked = (text / "test.en").read_text(encoding="utf-8").splitlines(), 0
+    pairs = [(s, h) for s, found in zip(sentences, translator(sentences, n_best=5), strict=True) for h in found]
+    forced = translator.score([sentence for sentence, _ in pairs], [found.text for _, found in pairs])
+    for (_, found), again in zip(pairs, forced, strict=True):
+        if again.tokens == found.tokens:
+            np.testing.assert_allclose(again.attention, found.attention, atol=1e-5)
+            assert abs(again.log_probs.sum() - found.log_prob) < 1e-4
+            checked += bool(found.text)
+    assert checked >= 5
 
 
 def test_interrupt_and_resume_equal_one_run(text, tmp_path, capsys):
@@ -153,14 +192,14 @@ def test_interrupt_and_resume_equal_one_run(text, tmp_path, capsys):
     original = loop.make_train_step
 
     def interrupting(*args, **kwargs):
-        step = original(*args, **kwargs)
+        update = original(*args, **kwargs)
 
         def at_seven(state, *rest):
             if int(state.step) == 7:
                 os.kill(os.getpid(), signal.SIGINT)
-            return step(state, *rest)
+            return update(state, *rest)
 
-        at_seven.jitted = step.jitted
+        at_seven.jitted = update.jitted
         return at_seven
 
     loop.make_train_step = interrupting
@@ -197,70 +236,6 @@ def test_transformer_by_the_same_commands(text, tmp_path, capsys):
     assert "Transformer" in error
 
 
-# ----------------------------------------------------------------------------------------------------------- bad input
-
-
-def test_a_run_is_never_overwritten(trained, text, capsys):
-    before = (trained / "metrics.jsonl").read_bytes()
-    assert "--resume" in fails(capsys, *train_command(text, trained, "--steps", "1"))
-    assert (trained / "metrics.jsonl").read_bytes() == before
-
-
-def test_bad_text_leaves_no_folder(text, tmp_path, capsys):
-    (tmp_path / "short.fr").write_text("un\n")
-    (tmp_path / "latin.en").write_bytes(b"caf\xe9\n" * 300)
-    (tmp_path / "empty.en").write_bytes(b"")
-    for source, target, said in (
-        (text / "train.en", tmp_path / "short.fr", "300"),
-        (tmp_path / "latin.en", text / "train.fr.gz", "latin.en:1"),
-        (tmp_path / "empty.en", text / "train.fr.gz", "empty.en"),
-        (tmp_path / "none.en", text / "train.fr.gz", "none.en"),
-    ):
-        args = ["train", "--src", source, "--tgt", target, "--valid-src", text / "valid.tsv", "--out", tmp_path / "out"]
-        assert said in fails(capsys, *args)
-        assert not (tmp_path / "out").exists()
-
-
-def test_odd_lines_are_counted(text, tmp_path, capsys):
-    odd = ["a\u0000b", "", "x" * 1_000_000, "fine\r"]
-    (tmp_path / "odd.en").write_text(
-        "\ufeff" + "".join(f"{line}\n" for line in [*odd, *["the dog sleeps"] * 40]), newline=""
-    )
-    (tmp_path / "odd.fr").write_text("le chien dort\n" * 44)
-    command = train_command(text, tmp_path / "out", "--steps", "1", "--vocabulary", "word")
-    command[command.index("--src") + 1] = str(tmp_path / "odd.en")
-    command[command.index("--tgt") + 1] = str(tmp_path / "odd.fr")
-    out = run(capsys, *command[: -len(TINY)], *TINY, "tie_embeddings=false")
-    assert "41 kept" in out and "NUL" in out and "too long" in out and "empty" in out and "Windows" in out
-
-
-@pytest.mark.parametrize("name", ["config.json", "params.safetensors", "src.model", "manifest.json"])
-@pytest.mark.parametrize("damage", ["missing", "garbled"])
-def test_damaged_model_folder(trained, tmp_path, capsys, monkeypatch, name, damage):
-    folder = tmp_path / "model"
-    shutil.copytree(trained / "model", folder)
-    if damage == "missing":
-        (folder / name).unlink()
-    else:
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[: len(data) // 2] + b"?" + data[len(data) // 2 + 1 :])
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
-    assert name in fails(capsys, "translate", folder)
-
-
-def test_other_errors(trained, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
-    assert "unknown language token" in fails(capsys, "attend", trained, ">>xx<< hello", "--out", tmp_path / "a.html")
-    assert "n_best" in fails(capsys, "translate", trained, "--n-best", "9", "--beam", "2")
-    assert "expected a sentence" in fails(capsys, "attend", trained, " ")
-    assert ".png" in fails(capsys, "attend", trained, "hello", "--out", tmp_path / "a.gif")
-    assert "NAME=VALUE" in fails(capsys, *train_command(text, tmp_path / "o"), "oops")
-    assert "unknown settings" in fails(capsys, *train_command(text, tmp_path / "o"), "colour=blue")
-    assert not (tmp_path / "o").exists()
-    with pytest.raises(ValueError, match="vocabulary"):
-        Translator.load(trained).tgt_vocab.decode([10**6])
-
-
 # -------------------------------------------------------------------------------------------------------------- README
 
 
@@ -279,25 +254,105 @@ def test_python_of_the_readme(trained, tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_demo_in_small(tmp_path):
-    from attn_jax.demo import DemoConfig, run_demo
-
-    config = DemoConfig(train=200, valid=20, test=20, steps=4, precision="float32",
-                        model={"embed_dim": 8, "encoder_hidden": 8, "decoder_hidden": 16})  # fmt: skip
-    result = run_demo(config, tmp_path / "demo")
-    assert result.baseline_bleu < 50
-    assert 0 <= result.aer <= 100
+def test_demo_in_small(tmp_path, capsys, monkeypatch):
+    model = {"embed_dim": 8, "encoder_hidden": 8, "decoder_hidden": 8, "encoder_cell": "rnn", "decoder_cell": "rnn"}
+    small = partial(demo.DemoConfig, train=200, valid=20, test=20, model=model)
+    monkeypatch.setattr(demo, "DemoConfig", small)
+    command = ["demo", "--out", tmp_path / "demo", "--steps", "4", "--precision", "float32"]
+    out = run(capsys, *command)
+    found = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert found["baseline_bleu"] < 50 and 0 <= found["aer"] <= 100
+    assert f"BLEU {found['bleu']:.2f} on held-out" in out and f"AER  {found['aer']:.2f} %" in out
+    assert out.count("  -> ") == 6 and out.count(" nats)") == 6
     for name in ("attention.png", "attention.html", "results.json", "model/params.safetensors"):
         assert (tmp_path / "demo" / name).stat().st_size > 0
+    before = (tmp_path / "demo" / "metrics.jsonl").read_bytes()
+    assert "holds a run already" in fails(capsys, *command)  # and at once
+    assert (tmp_path / "demo" / "metrics.jsonl").read_bytes() == before
+    run(capsys, *command, "--resume")
+    assert json.loads((tmp_path / "demo" / "results.json").read_text()) == found
 
 
-def test_configs_survive_json(text, tmp_path):
-    from attn_jax.run import DataConfig, RunConfig
-    from attn_jax.training.loop import TrainConfig
+@pytest.mark.slow
+def test_the_demo(tmp_path):
+    result = demo.run_demo(demo.DemoConfig(), tmp_path / "demo")
+    assert result.bleu >= 95 and result.aer <= 10 and result.baseline_bleu < 50
 
-    config = RunConfig(data=DataConfig(src=text / "valid.tsv", valid_src=text / "valid.tsv", vocabulary="word"),
-                       model={"embed_dim": 8, "encoder_hidden": 8, "decoder_hidden": 8},
-                       training=TrainConfig(steps=1, metric="perplexity"), precision="float32")  # fmt: skip
-    assert json.loads(json.dumps(config.as_json()))["training"]["steps"] == 1
-    _, result = run_training(config, tmp_path / "words")
-    assert result.metrics["perplexity"] > 1
+
+def test_every_function_is_traced_once_a_shape(text, tmp_path, monkeypatch):
+    """Two epochs with two validations, and a third epoch after a resume in the same process; and settings as JSON."""
+    lengths = [len(line.split()) for line in (text / "test.en").read_text(encoding="utf-8").splitlines()]
+    sequences = Sequences.from_ids([4] * length for length in lengths)
+    searches = len({batch.src.shape for _, batch in inference_batches(sequences)})
+    originals = [(step, "batch_loss"), (hub.Translator, "_search_batch"), (hub.Translator, "_force_batch")]
+    originals = [(owner, name, getattr(owner, name)) for owner, name in originals]
+    limits = {"batch_loss": 2 + 2, "_search_batch": searches, "_force_batch": 1}  # shapes of training and validation
+    model = {"embed_dim": 8, "encoder_hidden": 8, "decoder_hidden": 8, "encoder_cell": "rnn", "decoder_cell": "gru"}
+    for epochs in (2, 3):
+        chex.clear_trace_counter()
+        for owner, name, original in originals:
+            monkeypatch.setattr(owner, name, chex.assert_max_traces(original, n=limits[name]))
+        config = RunConfig(
+            data=DataConfig(src=text / "valid.tsv", valid_src=text / "valid.tsv", vocabulary="word",
+                            batching=BatchConfig(batch_tokens=512, num_buckets=2)),
+            model=model, training=TrainConfig(epochs=epochs, metric="perplexity"), precision="float32")  # fmt: skip
+        assert json.loads(json.dumps(config.as_json()))["training"]["epochs"] == epochs
+        translator, result = run_training(config, tmp_path / "words", resume=epochs == 3)
+        assert result.traces == {"gradient": 2, "update": 1, "shapes": 2} and translator.searches == searches
+        for tgt in ("le chien dort", "un homme"):
+            translator.score(["the dog sleeps", "a man"], [tgt, tgt])
+    records = journal.read_metrics(tmp_path / "words" / "metrics.jsonl")
+    assert sum(r["kind"] == "valid" for r in records) == 3 and result.metrics["perplexity"] > 1
+
+
+# ------------------------------------------------------------------------------------------------- what a person sees
+
+
+def shown(console, events):
+    with Progress(console) as bar:
+        for kind, event in events:
+            bar.event(kind, event)
+    return console.file.getvalue()
+
+
+def numbers(step):
+    return {"step": step, "total": 100, "epoch": step / 50, "loss": 1.25, "perplexity": 3.5,
+            "src_tokens_per_s": 12345.6, "tgt_tokens_per_s": 999.4}  # fmt: skip
+
+
+EVENTS = [
+    ("note", {"text": "40 kept [red] of a.de"}),
+    ("step", numbers(25)),
+    ("valid", {"step": 25, "total": 100, "best": True, "bleu": 12.3456, "nll": 1.0}),
+    ("step", numbers(75)),
+    ("valid", {"step": 75, "total": 100, "best": False, "bleu": 11.0, "perplexity": 2.0}),
+]
+
+
+def test_progress_without_a_terminal(monkeypatch):
+    clock = iter([0.0, 0.0, 120.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert shown(Console(file=io.StringIO(), width=40), EVENTS).splitlines() == [
+        "40 kept [red] of a.de",
+        "step 25/100  epoch 0.50  loss 1.250  ppl 3.50  12,346 src/s  999 tgt/s",
+        "step 25/100  validation: bleu 12.35  (best)",
+        "step 75/100  epoch 1.50  loss 1.250  ppl 3.50  12,346 src/s  999 tgt/s  eta 1.0 min",
+        "step 75/100  validation: bleu 11, perplexity 2",
+    ]
+
+
+def test_progress_on_a_terminal():
+    out = shown(Console(file=io.StringIO(), width=160, force_terminal=True, highlight=False), EVENTS)
+    assert "40 kept [red] of a.de" in out and "validation: bleu 12.35  (best)" in out and "75/100" in out
+
+
+def test_doctor(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "self_test", partial(doctor.self_test, seconds=120))  # 200 steps, however slow they are
+    out = run(capsys, "doctor")
+    for said in ("jax", "devices", "cores", "memory_gb", "float32", "bfloat16", "GF/s", "self-test    passed: loss"):
+        assert said in out
+    monkeypatch.setattr(doctor, "self_test", lambda: (2.0, 1.9, 3, 5.0))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor"])
+    assert stop.value.code == 1
+    assert "FAILED: the loss did not fall: loss 2.00 -> 1.90 in 3 steps" in capsys.readouterr().out

@@ -1,0 +1,118 @@
+"""Signals to a real process: it stops in good order wherever they find it, and --resume goes on as if nothing was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_main_job import make_text, train_command
+
+from attn_jax import cli
+from attn_jax.hub import Translator
+from attn_jax.training import checkpoints, journal
+
+STEPS = 40
+PATIENCE = 300
+"""Seconds until a process counts as hung; nothing here takes a tenth of it on a quiet machine."""
+
+
+def command(text, out, *more):
+    options = ["--steps", STEPS, "--checkpoint-every", 1, "--valid-every", STEPS, "--buckets", 1]
+    return train_command(text, out, *options, "--valid-src", text / "few.tsv", *more)
+
+
+def begin(args):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "attn_jax.cli", *args], env=environment, **pipes)
+
+
+def wait_for(condition, process):
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up, "it hangs"
+        time.sleep(0.005)
+
+
+def end(process):
+    """What a process that was interrupted says: nothing that a person could not read."""
+    try:
+        out, error = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130, (out, error)
+    assert "Traceback" not in error, error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("attn-jax: interrupted"), error
+    return out, error
+
+
+def saved(out):
+    """The newest checkpoint, or 0."""
+    return checkpoints.latest_step(out / "checkpoints") or 0
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return make_text(tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_signals_at_any_time(text, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    cli.main(command(text, whole))  # and fills the compilation cache
+
+    for delay in (0.05, 0.7):
+        process = begin(command(text, parts))
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode in (130, -signal.SIGINT), (out, error)  # the latter before main starts
+        assert process.returncode < 0 or error == "attn-jax: interrupted\n", error
+        assert not saved(parts)
+
+    # while it trains: Ctrl-C
+    process = begin(command(text, parts, "--overwrite"))
+    wait_for(lambda: saved(parts) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    _, error = end(process)
+    step = saved(parts)
+    assert 3 <= step < STEPS and "stopping after this step; a checkpoint is saved first" in error
+    assert f"interrupted after a checkpoint of step {step}; go on with the same command and --resume" in error
+
+    # while it trains: the signal of a machine that shuts down; and Ctrl-C while the process is about to end
+    process = begin(command(text, parts, "--resume"))
+    wait_for(lambda: saved(parts) >= step + 2, process)
+    process.terminate()
+    time.sleep(0.15)
+    process.send_signal(signal.SIGINT)
+    end(process)
+    assert step + 2 <= saved(parts) < STEPS
+    step = saved(parts)
+
+    # while it validates, Ctrl-C twice: what is due first after a resume is a validation, once the records are rewound
+    run = journal.Journal(parts)
+    run.log(STEPS, {"kind": "future"})
+    process = begin(command(text, parts, "--resume", "--valid-every", step))
+    wait_for(lambda: b"future" not in (parts / "metrics.jsonl").read_bytes(), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    end(process)
+    assert saved(parts) == step and not [r for r in run.read_metrics() if r["kind"] == "valid"]
+
+    # and nothing of it all is seen in the result
+    cli.main(command(text, parts, "--resume"))
+    jax.tree.map(np.testing.assert_array_equal, *(Translator.load(out).params for out in (whole, parts)))
+    for kind in ("train", "valid", "end"):
+        found = [[r["step"] for r in journal.read_metrics(out / "metrics.jsonl") if r["kind"] == kind]
+                 for out in (whole, parts)]  # fmt: skip
+        assert found[0] == found[1] and STEPS in found[0]
+    assert (whole / "samples.txt").read_text() == (parts / "samples.txt").read_text()
+    assert len(json.loads((parts / "environment.json").read_text())) == 4
