@@ -24,6 +24,7 @@ _HOME = {
         "ConcatAttention",
         "DotAttention",
         "GeneralAttention",
+        "LocalAttention",
         "LocationAttention",
         "Memory",
         "MultiHeadAttention",

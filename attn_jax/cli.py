@@ -28,11 +28,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train on the bundled English-French grammar, measure, and show the attention: about two minutes."""
+    """Train on the bundled English-French grammar, measure, and show the attention: two to three minutes."""
 
     out: Path = Path("runs/demo")
     """Run folder."""
-    steps: int = 1500
+    steps: int = 1700
     """Updates."""
     seed: int = 1
     """Of the corpus and the training."""

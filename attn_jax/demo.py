@@ -45,13 +45,14 @@ class DemoConfig:
     train: int = 48_000
     valid: int = 250
     test: int = 500
-    steps: int = 1500
+    steps: int = 1700
     seed: int = 1
     precision: str = "auto"
     model: Mapping[str, Any] = field(
         default_factory=lambda: {
-            "embed_dim": 128,
+            "embed_dim": 256,
             "encoder_hidden": 128,
+            "residual": True,  # the keys hold the word itself besides what surrounds it: sharper alignments
             "decoder_hidden": 256,
             "attention": "additive",
             "attention_features": 128,
