@@ -7,7 +7,7 @@ import pytest
 
 
 def pytest_configure(config):
-    """Keeps compilation short, which is most of the time: one cache for the session, and few optimisations."""
+    """Keeps compilation short, which is most of the time: one cache for a process, and few optimisations."""
     jax.config.update("jax_disable_most_optimizations", True)
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)

@@ -78,11 +78,13 @@ def test_search_and_forced_decoding_agree(translator, found):
     assert len(ended) >= 5
 
 
-def test_lengths(translator):
-    for h in translator("a b c", beam=3, n_best=3, max_len=2):
-        assert len(h.tokens) <= 2
+def test_lengths(translator, monkeypatch):
+    """A model that never ends a sentence writes as many tokens as each sentence may have, whatever its company."""
+    bias = translator.params["output_bias"].at[EOS_ID].set(-99.0)
+    monkeypatch.setattr(translator, "params", translator.params | {"output_bias": bias})
     for sentence, (h,) in zip(SENTENCES, translator(SENTENCES, beam=1), strict=True):
-        assert len(h.tokens) <= 2 * (len(sentence.split()) + 1) + 8
+        assert len(h.tokens) == (2 * (len(sentence.split()) + 1) + 8 if sentence.strip() else 0)
+    assert [len(h.tokens) for h in translator("a b c", beam=2, n_best=2, max_len=5)] == [5, 5]
 
 
 def test_sentences_that_are_too_long_are_left_blank(translator, monkeypatch):
