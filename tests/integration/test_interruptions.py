@@ -62,6 +62,14 @@ def saved(out):
     return checkpoints.latest_step(out / "checkpoints") or 0
 
 
+@pytest.fixture(autouse=True)
+def signals_that_are_heard():
+    """A shell without job control ignores Ctrl-C in what it starts in the background, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return make_text(tmp_path_factory.getbasetemp())
