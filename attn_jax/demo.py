@@ -116,7 +116,7 @@ def run_demo(
         model=config.model,
         training=TrainConfig(
             steps=config.steps,
-            valid_every=max(config.steps // 3, 1),
+            valid_every=-(-config.steps // 3),
             log_every=25,
             seed=config.seed,
             label_smoothing=0.0,
