@@ -1,0 +1,231 @@
+"""A bidirectional RNN that tells whether a sum is positive, and what each direction knows at each step.
+
+Command: ``python -m experiments birnn``; the full run is still to be done.
+
+The notebook's classifier learns from the last position, where the backward direction has read a single step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from attn_jax.data.tasks import even_sum_task
+from attn_jax.models.classifier import RecurrentClassifier, RecurrentClassifierConfig
+from experiments.runner import (
+    COLORS,
+    Fit,
+    Grid,
+    Result,
+    apply_seeds,
+    band,
+    count_params,
+    fit,
+    new_figure,
+    one_seed,
+    spread,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The notebook's sizes (hidden 16, 5 features, 200/50 samples, 50 epochs of one full batch), and the exercise's."""
+
+    hidden: int = 16
+    length: int = 10
+    train: int = 200
+    test: int = 50
+    epochs: int = 50
+    learning_rate: float = 1e-3
+    lengths: tuple[int, ...] = (5, 10, 20, 40, 80)
+    exercise_train: int = 2000
+    exercise_test: int = 500
+    exercise_epochs: int = 30
+    seeds: int = 5
+
+    @classmethod
+    def quick(cls) -> Config:
+        """Two lengths, few epochs."""
+        return cls(
+            train=40,
+            test=20,
+            epochs=4,
+            lengths=(5, 8),
+            exercise_train=100,
+            exercise_test=50,
+            exercise_epochs=2,
+            seeds=2,
+        )
+
+
+def classifier(config: Config, cell: str, bidirectional: bool, pooling: str) -> RecurrentClassifier:
+    """A layer of a cell, in one direction or both, and a linear layer on the pooled states."""
+    options = {"cell": cell, "bidirectional": bidirectional, "pooling": pooling}
+    return RecurrentClassifier(
+        RecurrentClassifierConfig(num_outputs=1, input_features=5, hidden=config.hidden, **options)
+    )
+
+
+def train(
+    config: Config,
+    model: RecurrentClassifier,
+    length: int,
+    samples: tuple[int, int],
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+) -> Fit:
+    """Binary cross-entropy; held-out accuracy after each epoch."""
+    data, held = even_sum_task(samples[0], length, seed=0), even_sum_task(samples[1], length, seed=1)
+
+    def loss(params: Any, batch: Any, rng: jax.Array, epoch: jax.Array) -> jax.Array:
+        inputs, labels = batch
+        return optax.sigmoid_binary_cross_entropy(model.apply({"params": params}, inputs)[0][:, 0], labels).mean()
+
+    def measure(params: Any, rng: jax.Array, epoch: jax.Array) -> dict[str, jax.Array]:
+        logits = model.apply({"params": params}, held[0])[0][:, 0]
+        return {"accuracy": jnp.mean((logits > 0) == held[1])}
+
+    return fit(
+        lambda rng: model.init(rng, data[0][:1])["params"],
+        loss,
+        data,
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        epochs=epochs,
+        batch_size=batch,
+        seeds=config.seeds,
+        measure=measure,
+    )
+
+
+def run(config: Config) -> Result:
+    """The notebook's run with three poolings; the exercise; and a probe of what each direction knows."""
+    rows, numbers, fits = [], {"notebook": {}}, {}
+    for pooling in ("last", "mean", "attention"):
+        model = classifier(config, "rnn", True, pooling)
+        fits[pooling] = train(
+            config, model, config.length, (config.train, config.test),
+            epochs=config.epochs, batch=config.train, rate=config.learning_rate,
+        )  # fmt: skip
+        history = fits[pooling].history
+        size = count_params(one_seed(fits[pooling].params))
+        numbers["notebook"][pooling] = {
+            "loss": history["loss"][:, -1], "accuracy": history["accuracy"][:, -1], "parameters": size
+        }  # fmt: skip
+        rows.append((pooling, size, spread(history["loss"][:, -1]), spread(100 * history["accuracy"][:, -1])))
+    title = f"the notebook's run: {config.epochs} updates, {config.test} held-out samples (PyTorch: 769 parameters)"
+    tables = [Grid(title, ("pooling", "parameters", "loss, nats", "accuracy, %"), rows)]
+
+    exercise = {}
+    for cell in ("rnn", "gru", "lstm"):
+        for bidirectional in (False, True):
+            for pooling in ("last", "mean"):
+                name = f"{cell.upper()}, {'both ways' if bidirectional else 'forward'}, {pooling}"
+                model = classifier(config, cell, bidirectional, pooling)
+                exercise[name] = np.stack(
+                    [
+                        train(
+                            config, model, length, (config.exercise_train, config.exercise_test),
+                            epochs=config.exercise_epochs, batch=50, rate=5e-3,
+                        ).history["accuracy"][:, -1]
+                        for length in config.lengths
+                    ]
+                )  # fmt: skip
+    numbers |= {"lengths": config.lengths, "exercise": exercise}
+    rows = [(name, *(spread(100 * at) for at in found)) for name, found in exercise.items()]
+    tables.append(Grid("the exercise: held-out accuracy, %", ("", *(f"length {n}" for n in config.lengths)), rows))
+
+    knowledge = probe(config, fits["mean"].params)
+    numbers["knows_past"], numbers["knows_future"] = knowledge["past"], knowledge["future"]
+    figures = {"birnn.png": draw(config, fits, exercise, knowledge)}
+    return Result(numbers, tables, figures)
+
+
+def probe(config: Config, params: Any) -> dict[str, np.ndarray]:
+    """Share of variance of the sum of the inputs up to (and from) each step that a linear map of one state explains.
+
+    Returns:
+      ``past`` and ``future``, each ``[2 (forward, backward), time]``; mean over seeds.
+    """
+    model = classifier(config, "rnn", True, "mean")
+    inputs, _ = even_sum_task(1000, config.length, seed=2)
+    states = apply_seeds(lambda p: model.apply({"params": p}, inputs, method="states"), params)
+    sums = inputs.sum(-1)
+    targets = {"past": np.cumsum(sums, 1), "future": np.cumsum(sums[:, ::-1], 1)[:, ::-1]}
+
+    def explained(features: np.ndarray, target: np.ndarray) -> float:
+        features = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+        half = len(features) // 2
+        fitted = np.linalg.lstsq(features[:half], target[:half], rcond=None)[0]
+        left = target[half:] - features[half:] @ fitted
+        return max(1 - left.var() / target[half:].var(), 0.0)
+
+    width = config.hidden
+    return {
+        name: np.mean(
+            [
+                [
+                    [explained(seed[:, t, d * width : (d + 1) * width], target[:, t]) for t in range(config.length)]
+                    for d in (0, 1)
+                ]
+                for seed in states
+            ],
+            axis=0,
+        )
+        for name, target in targets.items()
+    }
+
+
+def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
+    """Loss, hidden states of one sample, what each direction knows, and accuracy against length."""
+    figure, axes = new_figure(2, 2, width=5.0, height=3.3)
+    (loss, states), (knows, lengths) = axes
+    for (pooling, found), color in zip(fits.items(), COLORS, strict=False):
+        band(loss, np.arange(1, config.epochs + 1), found.history["loss"], label=f"pooling: {pooling}", color=color)
+    loss.set(title="training loss, the notebook's run", xlabel="epoch (one update each)", ylabel="nats")
+    loss.legend(fontsize=7, frameon=False)
+    model = classifier(config, "rnn", True, "last")
+    inputs, _ = even_sum_task(1, config.length, seed=3)
+    hidden = np.asarray(model.apply({"params": one_seed(fits["last"].params)}, inputs, method="states")[0]).T
+    mesh = states.pcolormesh(hidden, cmap="RdBu_r", vmin=-1, vmax=1)
+    states.axhline(config.hidden, color="black", linewidth=1)
+    states.set(title="hidden states of one sample: forward below, backward above", xlabel="step", ylabel="unit")
+    figure.colorbar(mesh, ax=states, label="activation")
+    steps = np.arange(1, config.length + 1)
+    for direction, label, color in ((0, "forward", COLORS[0]), (1, "backward", COLORS[1])):
+        knows.plot(steps, knowledge["past"][direction], "o-", color=color, markersize=3, label=f"{label}: sum so far")
+        knows.plot(
+            steps, knowledge["future"][direction], "s--", color=color, markersize=3, label=f"{label}: sum to come"
+        )
+    knows.set(title="what a state knows (linear probe)", xlabel="step", ylabel="variance explained")
+    knows.legend(fontsize=7, frameon=False)
+    for (name, found), color in zip(((n, f) for n, f in exercise.items() if "last" in n), COLORS, strict=False):
+        band(
+            lengths,
+            config.lengths,
+            100 * found.T,
+            label=name.removesuffix(", last"),
+            color=color,
+            marker="o",
+            markersize=3,
+        )
+    lengths.set(title="exercise, last state", xlabel="sequence length", ylabel="held-out accuracy, %")
+    lengths.set_xscale("log", base=2)
+    lengths.set_xticks(config.lengths, config.lengths)
+    lengths.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def verify(numbers: dict) -> None:
+    """Gates beat the plain RNN at length 80, and each direction knows its own side."""
+    accuracy = {name: np.mean(found, axis=1) for name, found in numbers["exercise"].items()}
+    assert accuracy["GRU, forward, last"][-1] > accuracy["RNN, forward, last"][-1] + 0.1, accuracy
+    past, future = np.array(numbers["knows_past"]), np.array(numbers["knows_future"])
+    middle = past.shape[1] // 2
+    assert past[0, middle] > past[1, middle] + 0.2 and future[1, middle] > future[0, middle] + 0.2

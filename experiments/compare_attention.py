@@ -1,0 +1,371 @@
+"""Nine attention mechanisms in the same decoder: parameters, sharpness, accuracy, alignment error and step time.
+
+Command: ``python -m experiments compare_attention``; the full run is still to be done.
+
+Every mechanism is trained once, from the same seed, on the same sentences of the bundled grammar, whose gold alignments
+are known. The held-out pairs are looked at once, after the last step: nothing is chosen by them. The notebook compares
+untrained mechanisms on random vectors; its table of parameters is checked to the last one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attn_jax.data.batching import BatchConfig, Sequences, build_batches
+from attn_jax.data.grammar import MAX_LENGTH, AlignedPair, split
+from attn_jax.data.parallel import ParallelText, ReadReport
+from attn_jax.hub import Translator
+from attn_jax.metrics.alignment import alignment_error_rate, weights_to_links
+from attn_jax.models.protocol import Batch
+from attn_jax.nn.attention import make_attention
+from attn_jax.run import DataConfig, RunConfig, train_on_text
+from attn_jax.training.loop import TrainConfig
+from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
+from attn_jax.viz.figures import plot_attention
+from experiments.runner import COLORS, Grid, Result, count_params, new_figure
+
+LONGEST = MAX_LENGTH + 1
+"""Tokens of the longest sentence of the grammar, its end included."""
+
+MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dot": ("dot", {}),
+    "scaled dot": ("scaled_dot", {}),
+    "general": ("general", {}),
+    "concat": ("concat", {}),
+    "additive": ("additive", {}),
+    "multi-head, 1 head": ("multihead", {"num_heads": 1}),
+    "multi-head, 4 heads": ("multihead", {"num_heads": 4}),
+    "local": ("local", {"window": 5}),
+    "location": ("location", {"max_len": LONGEST}),
+}
+"""Name and options of each mechanism."""
+
+NOTEBOOK = {"additive, 128": 33_153, "dot, 64": 0, "general, 64": 4_096, "concat, 64": 8_321}
+"""The notebook's parameters, by mechanism and hidden units; additive and concat attention have biases, general none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The decoder is an LSTM; the encoder a GRU in both directions, as wide as the decoder so that dot products fit."""
+
+    mechanisms: tuple[str, ...] = tuple(MECHANISMS)
+    train: int = 24_000
+    held_out: int = 300
+    steps: int = 1500
+    batch_tokens: int = 1024
+    buckets: int = 2
+    embed: int = 64
+    hidden: int = 128
+    learning_rate: float = 3e-3
+    warm_ups: int = 3
+    timed_steps: int = 20
+    seed: int = 1
+
+    def __post_init__(self):
+        """Checks the names."""
+        unknown = set(self.mechanisms) - set(MECHANISMS)
+        if unknown or not self.mechanisms:
+            raise ValueError(f"mechanisms must be among {', '.join(MECHANISMS)}; found {', '.join(unknown) or 'none'}")
+
+    @classmethod
+    def quick(cls) -> Config:
+        """One mechanism, small and short: most of it is compilation."""
+        return cls(
+            mechanisms=("multi-head, 4 heads",),
+            train=100,
+            held_out=8,
+            steps=4,
+            buckets=1,
+            embed=8,
+            hidden=16,
+            warm_ups=1,
+            timed_steps=3,
+        )
+
+    @property
+    def batching(self) -> BatchConfig:
+        """How sentences become batches."""
+        return BatchConfig(batch_tokens=self.batch_tokens, num_buckets=self.buckets)
+
+
+def parallel_text(pairs: Sequence[AlignedPair]) -> ParallelText:
+    """The two sides of aligned pairs, as the library's training takes them."""
+    src, tgt = (tuple(" ".join(side) for side in sides) for sides in zip(*((p.src, p.tgt) for p in pairs), strict=True))
+    return ParallelText(src, tgt, ReadReport(files=(), kept=len(pairs), skipped={}))
+
+
+def train_translator(
+    config: Config, model: Mapping[str, Any], train: Sequence[AlignedPair], held_out: Sequence[AlignedPair]
+) -> tuple[Translator, Mapping[str, float]]:
+    """Trains a translator of whole words on pairs in memory; its run folder is temporary.
+
+    Returns:
+      The translator, and its BLEU (greedy), perplexity and token accuracy on ``held_out`` after the last step.
+    """
+    nowhere = Path("grammar")
+    run = RunConfig(
+        data=DataConfig(
+            src=nowhere,
+            tgt=nowhere,
+            valid_src=nowhere,
+            valid_tgt=nowhere,
+            vocabulary="word",
+            vocab_size=0,
+            batching=config.batching,
+        ),
+        model=model,
+        training=TrainConfig(
+            steps=config.steps,
+            valid_every=config.steps,
+            seed=config.seed,
+            label_smoothing=0.0,
+            keep_best=1,
+            optimizer=OptimizerConfig(learning_rate=config.learning_rate, warmup=150),
+        ),
+        precision="float32",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        texts = parallel_text(train), parallel_text(held_out)
+        translator, result = train_on_text(run, *texts, Path(folder) / "run", {}, False, False, lambda *event: None)
+    return translator, result.metrics
+
+
+def model_settings(config: Config, name: str) -> dict[str, Any]:
+    """The settings of the translator with one of `MECHANISMS`; only the mechanism differs."""
+    attention, options = MECHANISMS[name]
+    return {
+        "embed_dim": config.embed,
+        "encoder_hidden": config.hidden // 2,
+        "decoder_hidden": config.hidden,
+        "attention": attention,
+        "attention_options": options,
+    }
+
+
+def encode(translator: Translator, pairs: Sequence[AlignedPair]) -> tuple[Sequences, Sequences]:
+    """The ids of both sides."""
+    text = parallel_text(pairs)
+    return Sequences.from_texts(text.src, translator.src_vocab), Sequences.from_texts(text.tgt, translator.tgt_vocab)
+
+
+def padded(translator: Translator, pairs: Sequence[AlignedPair]) -> Batch:
+    """All pairs as one batch."""
+    rows = np.arange(len(pairs))
+    (src, src_mask), (tgt, tgt_mask) = (side.padded(rows, LONGEST) for side in encode(translator, pairs))
+    return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask)
+
+
+def entropy(weights: np.ndarray) -> np.ndarray:
+    """Entropy in nats of each row; rows that do not sum to 1 (local attention) are normalised first."""
+    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return -(weights * np.log(np.maximum(weights, 1e-30))).sum(-1)
+
+
+def sharpness(translator: Translator, batch: Batch) -> dict[str, float]:
+    """Mean entropy and mean maximum of the weights, a head at a time, fed the true tokens; weight on padding."""
+    _, weights = jax.device_get(jax.jit(translator.model.apply)({"params": translator.params}, batch))
+    weights = weights[:, None] if weights.ndim == 3 else weights  # [sentences, heads, tgt_len, src_len]
+    real = np.moveaxis(weights, 1, 2)[batch.tgt_mask]  # [tokens, heads, src_len]
+    padding = ~np.repeat(batch.src_mask[:, None], LONGEST, axis=1)[batch.tgt_mask]  # [tokens, src_len]
+    return {
+        "entropy": float(entropy(real).mean()),
+        "max_weight": float(real.max(-1).mean()),
+        "weight_on_padding": float(np.abs(real * padding[:, None]).max()),
+    }
+
+
+def alignment(translator: Translator, pairs: Sequence[AlignedPair]) -> tuple[float, list[np.ndarray]]:
+    """Alignment error rate of forced decoding against gold, and the maps, without the ends of the sentences."""
+    text = parallel_text(pairs)
+    maps = [scored.attention[:-1, :-1] for scored in translator.score(text.src, text.tgt)]
+    links = [weights_to_links(weights) for weights in maps]
+    return alignment_error_rate(links, [set(pair.alignment) for pair in pairs]).error_rate, maps
+
+
+def yardsticks(pairs: Sequence[AlignedPair]) -> dict[str, float]:
+    """Alignment errors of the diagonal, known before anything is learned, and of one gold link for each target word.
+
+    The second is about the best that the heaviest weight of each target word can reach: gold often has more links.
+    """
+    gold = [set(pair.alignment) for pair in pairs]
+    diagonal = [{(t * len(pair.src) // len(pair.tgt), t) for t in range(len(pair.tgt))} for pair in pairs]
+    single = [{(s, t) for t, s in {t: s for s, t in links}.items()} for links in gold]
+    found = {"diagonal": diagonal, "one gold link a word": single}
+    return {name: alignment_error_rate(links, gold).error_rate for name, links in found.items()}
+
+
+def step_times(config: Config, translator: Translator, train: Sequence[AlignedPair]) -> np.ndarray:
+    """Seconds of training steps on one batch, the same for every mechanism; after warm-up, each waited for."""
+    batch = jax.device_put(build_batches(*encode(translator, train), config.batching).batch_at(config.seed, 0))
+    optimizer = make_optimizer(OptimizerConfig(), config.timed_steps)
+    step, rng = make_train_step(translator.model, optimizer), jax.random.key(0)
+    params = jax.tree.map(jnp.array, translator.params)  # a copy: the step takes over the memory of its state
+    state, times = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params)), []
+    for _ in range(config.warm_ups + config.timed_steps):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch, rng))
+        times.append(time.perf_counter() - began)
+    return np.array(times[config.warm_ups :])
+
+
+def notebook_table() -> dict[str, dict[str, Any]]:
+    """The notebook's demonstration: untrained mechanisms on random vectors, batch 4 (additive 2), length 8 (10)."""
+    vectors, found = np.random.default_rng(0), {}
+    for name in NOTEBOOK:
+        mechanism, hidden = name.split(", ")
+        batch, length = (2, 10) if mechanism == "additive" else (4, 8)
+        query, keys = (vectors.standard_normal((batch, n, int(hidden)), np.float32) for n in (1, length))
+        init = jax.jit(make_attention(mechanism, int(hidden)).init_with_output)
+        (context, weights), variables = jax.device_get(init(jax.random.key(0), query, keys))
+        found[name] = {
+            "parameters": count_params(variables),
+            "context": context.shape,
+            "weights": weights.shape,
+            "variance": weights.var(),
+            "mean_max": weights.max(-1).mean(),
+        }
+    return found
+
+
+def example(pairs: Sequence[AlignedPair]) -> int:
+    """The pair of at most nine words a side whose gold links cross most often."""
+
+    def crossings(pair: AlignedPair) -> int:
+        if max(len(pair.src), len(pair.tgt)) > 9:
+            return -1
+        return sum((s - u) * (t - v) < 0 for s, t in pair.alignment for u, v in pair.alignment)
+
+    return int(np.argmax([crossings(pair) for pair in pairs]))
+
+
+def run(config: Config) -> Result:
+    """Trains a translator with each mechanism, and measures."""
+    train, _, held = split(config.train, 0, config.held_out, config.seed)
+    shown, found, maps = example(held), {}, {}
+    for name in config.mechanisms:
+        translator, metrics = train_translator(config, model_settings(config, name), train, held)
+        batch = padded(translator, held)
+        error, all_maps = alignment(translator, held)
+        maps[name] = all_maps[shown]
+        seconds = step_times(config, translator, train)
+        found[name] = {
+            "parameters": count_params(translator.params["decoder"].get("attention", {})),
+            "all_parameters": count_params(translator.params),
+            **{key: float(metrics[key]) for key in ("accuracy", "bleu", "perplexity")},
+            "alignment_error": error,
+            **sharpness(translator, batch),
+            "step_ms": 1e3 * float(np.median(seconds)),
+            "step_ms_quartiles": 1e3 * np.quantile(seconds, (0.25, 0.75)),
+        }
+    uniform = float(np.mean(np.log(batch.src_mask.sum(-1).repeat(batch.tgt_mask.sum(-1)))))
+    numbers = {
+        "mechanisms": found,
+        "uniform_entropy": uniform,
+        "yardsticks": yardsticks(held),
+        "notebook": notebook_table(),
+    }
+    pair = held[shown]
+    figures = {
+        "compare_attention.png": draw(numbers, config),
+        "maps.png": draw_maps(maps, found, pair),
+    }
+    return Result(numbers, tables(numbers, config), figures)
+
+
+def tables(numbers: Mapping[str, Any], config: Config) -> list[Grid]:
+    """The mechanisms, and the notebook's table."""
+    rows = [
+        (
+            name, f"{of['parameters']:,}", 100 * of["accuracy"], of["bleu"], 100 * of["alignment_error"],
+            of["entropy"], of["max_weight"], of["step_ms"],
+        )
+        for name, of in numbers["mechanisms"].items()
+    ]  # fmt: skip
+    rows += [(name, "", "", "", 100 * error, "", "", "") for name, error in numbers["yardsticks"].items()]
+    rows.append(("uniform weights", "", "", "", "", numbers["uniform_entropy"], "", ""))
+    columns = ("attention", "parameters", "tokens right, %", "BLEU", "AER, %", "entropy, nats", "max", "ms a step")
+    demo = [
+        (name, NOTEBOOK[name], of["parameters"], of["weights"], float(of["variance"]), float(of["mean_max"]))
+        for name, of in numbers["notebook"].items()
+    ]
+    demo_columns = ("", "notebook", "ours", "weights", "variance of the weights", "mean of the row maxima")
+    return [
+        Grid(f"{config.held_out} held-out pairs after {config.steps} steps", columns, rows),
+        Grid("the notebook's table: untrained, on random vectors", demo_columns, demo),
+    ]
+
+
+def draw(numbers: Mapping[str, Any], config: Config):
+    """Bars for each mechanism: accuracy and alignment error, entropy, largest weight, parameters and step time."""
+    found = numbers["mechanisms"]
+    names, places = list(found), np.arange(len(found))
+    figure, axes = new_figure(1, 4, width=3.8, height=1.6 + 0.32 * len(names))
+    quality, sharp, size, speed = axes[0]
+
+    def bars(ax: Any, values: Sequence[float], color: str, text: str, label=None, shift=0.0, width=0.8):
+        drawn = ax.barh(places + shift, values, width, color=color, label=label)
+        ax.bar_label(drawn, [format(value, text) for value in values], fontsize=7, padding=2)
+
+    def all_of(key: str, scale: float = 1) -> list[float]:
+        return [scale * of[key] for of in found.values()]
+
+    bars(quality, all_of("accuracy", 100), COLORS[0], ".1f", label="tokens right", shift=-0.2, width=0.4)
+    bars(quality, all_of("alignment_error", 100), COLORS[1], ".1f", label="alignment error", shift=0.2, width=0.4)
+    for (name, error), style in zip(numbers["yardsticks"].items(), ("--", ":"), strict=True):
+        label = f"alignment error of {name if ' ' in name else f'the {name}'}"
+        quality.axvline(100 * error, color="#777777", linestyle=style, linewidth=1, label=label)
+    quality.set(title="held-out tokens and alignment", xlabel="%", xlim=(0, 118))
+    bars(sharp, all_of("entropy"), COLORS[2], ".2f")
+    sharp.axvline(numbers["uniform_entropy"], color="#777777", linestyle="-.", linewidth=1, label="uniform weights")
+    sharp.set(title="entropy of the weights", xlabel="nats", xlim=(0, 1.2 * numbers["uniform_entropy"]))
+    bars(size, all_of("parameters", 1e-3), COLORS[3], ".1f")
+    size.set(title="parameters of the mechanism", xlabel="thousands")
+    bars(speed, all_of("step_ms"), COLORS[4], ".1f")
+    speed.set(title=f"training step, {config.batch_tokens:,} tokens (median)", xlabel="ms")
+    for ax in (size, speed):
+        ax.margins(x=0.2)
+    for ax in axes[0]:
+        ax.set_yticks(places, names if ax is quality else [])
+        ax.invert_yaxis()
+        ax.title.set_fontsize(9)
+        ax.xaxis.label.set_fontsize(8)
+    figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
+    return figure
+
+
+def draw_maps(maps: Mapping[str, np.ndarray], found: Mapping[str, Any], pair: AlignedPair):
+    """One map for each mechanism, of the same held-out pair, with the gold links outlined."""
+    columns = min(len(maps), 3)
+    figure, axes = new_figure(-(-len(maps) // columns), columns, width=4.4, height=3.9)
+    figure.suptitle("attention of forced decoding on a held-out pair; outlined: gold alignment", fontsize=11)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    for ax, (name, weights) in zip(axes.flat, maps.items(), strict=False):
+        plot_attention(weights, pair.src, pair.tgt, gold=pair.alignment, ax=ax)
+        ax.set_title(f"{name}: alignment error {100 * found[name]['alignment_error']:.0f} %", fontsize=10)
+        ax.get_legend().remove()
+    return figure
+
+
+def verify(numbers: dict) -> None:
+    """Parameters are the notebook's; scores that look at the content align better than those that do not."""
+    assert {name: found["parameters"] for name, found in numbers["notebook"].items()} == NOTEBOOK
+    additive = numbers["notebook"]["additive, 128"]
+    assert additive["context"] == [2, 1, 128] and additive["weights"] == [2, 1, 10]
+    found = numbers["mechanisms"]
+    assert all(of["weight_on_padding"] == 0 and of["entropy"] < numbers["uniform_entropy"] for of in found.values())
+    assert found["additive"]["parameters"] == NOTEBOOK["additive, 128"] and found["dot"]["parameters"] == 0
+    location, diagonal = found["location"], numbers["yardsticks"]["diagonal"]
+    for name in ("dot", "scaled dot", "general", "concat", "additive"):
+        of = found[name]
+        assert of["alignment_error"] < min(location["alignment_error"], diagonal) - 0.05, (name, of, location)
+        assert of["accuracy"] > location["accuracy"], (name, of, location)

@@ -1,0 +1,346 @@
+"""What every experiment shares: its command line, its results on disk, and a jitted loop for small models.
+
+An experiment is a module of this package with three things:
+
+- ``Config``: a frozen dataclass whose defaults are the full run, with a class method ``quick()`` that takes seconds;
+- ``run(config) -> Result``: trains, measures, draws;
+- ``verify(numbers)``: asserts what the full run found, so that a regression is seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+import attn_jax
+from attn_jax.data.batching import BatchConfig, Batches, Sequences, build_batches
+from attn_jax.data.grammar import AlignedPair, split
+from attn_jax.data.vocabulary import WordVocabulary
+from attn_jax.models.protocol import EOS_ID, Batch
+from attn_jax.training.loop import BatchSource
+from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
+from attn_jax.viz.figures import plot_attention, save_figure
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Okabe and Ito's palette: apart for every kind of colour vision."""
+
+
+class Grid(NamedTuple):
+    """A table: a title, the names of its columns, and its rows of text and numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Result(NamedTuple):
+    """What an experiment found: ``numbers`` for ``results.json``, tables to print, figures by file name."""
+
+    numbers: Mapping[str, Any]
+    tables: Sequence[Grid] = ()
+    figures: Mapping[str, Figure] = {}
+
+
+# ----------------------------------------------------------------------------------------------------- running them
+
+
+def load(name: str) -> Any:
+    """The module of an experiment."""
+    return importlib.import_module(f"experiments.{name}")
+
+
+def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Path) -> Result:
+    """Runs an experiment, prints its tables, and writes ``results.json`` and its figures to ``out / name``.
+
+    Args:
+      name: of the module.
+      arguments: ``--field value`` for fields of its ``Config``.
+      quick: starts from ``Config.quick()``; such a run is too short to be held to the findings.
+      out: the folder of all results.
+    """
+    module = load(name)
+    start = module.Config.quick() if quick else module.Config()
+    config = tyro.cli(module.Config, args=list(arguments), default=start, prog=f"python -m experiments {name}")
+    began = time.perf_counter()
+    result = module.run(config)
+    seconds = time.perf_counter() - began
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "experiment": name,
+        "quick": quick,
+        "config": dataclasses.asdict(config),
+        "seconds": round(seconds, 1),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
+        | {"attn_jax": attn_jax.__version__},
+        "device": jax.devices()[0].device_kind,
+        "numbers": plain(result.numbers),
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    figures = [save_figure(figure, folder / file) for file, figure in result.figures.items()]
+    console = Console()
+    for table in result.tables:
+        console.print(_rich(table))
+    console.print(f"{name}: {seconds:.1f} s; {', '.join(str(path) for path in (folder / 'results.json', *figures))}")
+    if not quick:
+        module.verify(record["numbers"])
+    return result
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON takes it: arrays as lists, numbers with six digits."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | jax.Array):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(title=grid.title, title_justify="left")
+    for index, column in enumerate(grid.columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in grid.rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else f"{cell}" for cell in row))
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------- small trainings
+
+
+class Fit(NamedTuple):
+    """Trained parameters with a leading seed axis, and what was measured, each ``[seeds, epochs]``."""
+
+    params: Any
+    history: dict[str, np.ndarray]
+
+
+def fit(
+    init: Callable[[jax.Array], Any],
+    loss: Callable[[Any, Any, jax.Array, jax.Array], jax.Array],
+    data: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch_size: int,
+    seeds: int,
+    measure: Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]] = lambda params, rng, epoch: {},
+) -> Fit:
+    """Trains one small model for several seeds at once: an epoch is one jitted scan, mapped over the seeds.
+
+    Args:
+      init: ``rng -> params``.
+      loss: ``(params, batch, rng, epoch) -> scalar``, the mean over a batch.
+      data: a pytree with leaves ``[samples, ...]``; each seed shuffles it anew at every epoch, and leaves out the
+        samples that do not fill a batch.
+      optimizer: from optax.
+      epochs: passes over the data.
+      batch_size: samples a step.
+      seeds: how many.
+      measure: ``(params, rng, epoch) -> numbers``, after each epoch, beside the mean training ``loss``.
+    """
+    samples = jax.tree.leaves(data)[0].shape[0]
+    steps = samples // batch_size
+
+    def start(seed: jax.Array) -> tuple[Any, Any, jax.Array]:
+        init_rng, rng = jax.random.split(jax.random.key(seed))
+        params = init(init_rng)
+        return params, optimizer.init(params), rng
+
+    def one_epoch(state: tuple[Any, Any, jax.Array], epoch: jax.Array, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+        params, opt_state, rng = state
+        order_rng, step_rng, measure_rng = jax.random.split(jax.random.fold_in(rng, epoch), 3)
+        order = jax.random.permutation(order_rng, samples)[: steps * batch_size].reshape(steps, batch_size)
+
+        def step(carry, index_and_rows):
+            params, opt_state = carry
+            index, rows = index_and_rows
+            batch = jax.tree.map(lambda x: x[rows], data)
+            value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(step_rng, index), epoch)
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (jnp.arange(steps), order))
+        return (params, opt_state, rng), {"loss": losses.mean(), **measure(params, measure_rng, epoch)}
+
+    state = jax.jit(jax.vmap(start))(jnp.arange(seeds))
+    run_epoch = jax.jit(jax.vmap(one_epoch, in_axes=(0, None, None)), donate_argnums=0)
+    data, found = jax.tree.map(jnp.asarray, data), []
+    for epoch in range(epochs):
+        state, numbers = run_epoch(state, jnp.int32(epoch), data)
+        found.append(jax.device_get(numbers))
+    return Fit(state[0], {name: np.stack([numbers[name] for numbers in found], axis=1) for name in found[0]})
+
+
+def apply_seeds(function: Callable, params: Any, *inputs: Any) -> Any:
+    """``function(params, *inputs)`` for each seed's parameters, jitted; the results gain a leading seed axis."""
+    return jax.device_get(jax.jit(jax.vmap(function, in_axes=(0, *(None for _ in inputs))))(params, *inputs))
+
+
+def one_seed(params: Any, seed: int = 0) -> Any:
+    """The parameters of one seed."""
+    return jax.tree.map(lambda leaf: leaf[seed], params)
+
+
+def count_params(params: Any) -> int:
+    """Numbers in a pytree."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
+# --------------------------------------------------------------------------------------- training on batches of text
+
+
+class Corpus(NamedTuple):
+    """Sentence pairs of the bundled grammar, none in both parts, with word vocabularies and batches to train on."""
+
+    train: Sequence[AlignedPair]
+    test: Sequence[AlignedPair]
+    src_vocab: WordVocabulary
+    tgt_vocab: WordVocabulary
+    batches: Batches
+
+
+def grammar_corpus(
+    train: int,
+    test: int,
+    *,
+    batching: BatchConfig,
+    seed: int = 1,
+    keep: Callable[[AlignedPair], bool] = lambda pair: True,
+) -> Corpus:
+    """Draws ``train + test`` pairs from the grammar, and leaves out those that ``keep`` says no to."""
+    parts = split(train, 0, test, seed)
+    train_pairs, test_pairs = ([pair for pair in part if keep(pair)] for part in (parts[0], parts[2]))
+    src, tgt = sentences(train_pairs)
+    vocabularies = WordVocabulary.build(src), WordVocabulary.build(tgt)
+    sides = [Sequences.from_texts(*side) for side in zip((src, tgt), vocabularies, strict=True)]
+    return Corpus(train_pairs, test_pairs, *vocabularies, build_batches(*sides, batching))
+
+
+def sentences(pairs: Sequence[AlignedPair]) -> tuple[list[str], list[str]]:
+    """The source and the target sentences of pairs, words split by spaces."""
+    return [" ".join(pair.src) for pair in pairs], [" ".join(pair.tgt) for pair in pairs]
+
+
+class Trained(NamedTuple):
+    """Trained parameters, the loss of each update in nats a token, what was measured on the way, and the seconds."""
+
+    params: Any
+    losses: np.ndarray
+    measured: Sequence[Mapping[str, float]]
+    seconds: float
+
+
+def train_batches(
+    model: Any,
+    source: BatchSource,
+    *,
+    steps: int,
+    optimizer: OptimizerConfig,
+    seed: int = 0,
+    every: int = 0,
+    measure: Callable[[Any], Mapping[str, float]] = lambda params: {},
+) -> Trained:
+    """Trains a sequence-to-sequence model in a plain loop.
+
+    Args:
+      model: a linen module of the decoding protocol's families.
+      source: gives the batches, in an order that follows from the seed.
+      steps: updates.
+      optimizer: see `attn_jax.training.step.OptimizerConfig`.
+      seed: of parameters, order and dropout.
+      every: updates between calls of ``measure``; 0: none.
+      measure: ``params -> numbers``.
+    """
+    began = time.perf_counter()
+    transformation, train_step = _train_step(model, optimizer, steps)
+    init_rng, step_rng = jax.random.split(jax.random.key(seed))
+    stream, sums, measured = source.stream(seed), [], []
+    token = np.full((1, 1), EOS_ID)  # one is enough to know every shape, and costs no compilation of the scans
+    params = model.init(init_rng, Batch(src=token, src_mask=token > 0, tgt=token, tgt_mask=token > 0))["params"]
+    state = TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=transformation.init(params))
+    for step in range(1, steps + 1):
+        state, found = train_step(state, next(stream), step_rng)
+        sums.append((found.nll, found.tokens))
+        if every and step % every == 0:
+            measured.append({"step": step, **measure(state.params)})
+    nll, tokens = np.array(jax.device_get(sums)).T
+    return Trained(state.params, nll / tokens, measured, time.perf_counter() - began)
+
+
+@functools.cache
+def _train_step(model: Any, optimizer: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, Callable]:
+    """Shared by all seeds and sources of a model, so that each shape is compiled once."""
+    transformation = make_optimizer(optimizer, steps)
+    return transformation, make_train_step(model, transformation)
+
+
+# --------------------------------------------------------------------------------------------------------- drawing
+
+
+def new_figure(rows: int = 1, columns: int = 1, *, width: float = 4.6, height: float = 3.4) -> tuple[Figure, Any]:
+    """A figure without pyplot, and its axes ``[rows, columns]``; width and height are of one panel, in inches."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return figure, axes
+
+
+def band(ax: Any, x: Sequence[float], values: np.ndarray, *, label: str, color: str, **line: Any) -> None:
+    """Draws the mean over seeds of ``values [seeds, points]``, with a band from the smallest to the largest."""
+    values = np.asarray(values)
+    ax.plot(x, values.mean(axis=0), label=label, color=color, **line)
+    ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
+
+
+def attention_panels(panels: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[str]]]) -> Figure:
+    """Attention maps side by side on one scale from 0 to 1, the weights written into their cells.
+
+    Args:
+      panels: a title, ``weights [tgt_len, src_len]``, source tokens and target tokens for each.
+    """
+    figure, axes = new_figure(1, len(panels), width=4.4, height=4.0)
+    for ax, (title, weights, source, target) in zip(axes[0], panels, strict=True):
+        plot_attention(weights, source, target, ax=ax)
+        mesh = ax.collections[0]
+        mesh.colorbar.remove()
+        mesh.set_clim(0, 1)
+        for row, column in np.argwhere(weights >= 0.005):
+            weight = weights[row, column]
+            ink = "white" if weight > 0.5 else "#22303c"
+            ax.text(column + 0.5, row + 0.5, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=ink)
+        ax.set_title(title, fontsize=9, pad=8)
+        ax.set_xlabel("source token", fontsize=8)
+        ax.set_ylabel("target token, in the order written", fontsize=8)
+    figure.colorbar(mesh, ax=list(axes[0]), shrink=0.6, pad=0.02).set_label("attention weight", fontsize=8)
+    return figure
+
+
+def spread(values: Any, digits: int = 3) -> str:
+    """``mean ± standard deviation`` over seeds."""
+    values = np.asarray(values, np.float64)
+    return f"{values.mean():.{digits}g} ± {values.std(ddof=1) if values.size > 1 else 0:.2g}"

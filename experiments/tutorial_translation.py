@@ -1,0 +1,231 @@
+"""The five English-French pairs of the classic tutorial: location attention, and additive attention beside it.
+
+Command: ``python -m experiments tutorial_translation``; the full run is still to be done.
+
+The notebook's targets hold no end of sentence, so its decoder can never learn to stop, and its attention looks at
+padding. Here the end is a target and padding has weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from attn_jax.data.vocabulary import WordVocabulary
+from attn_jax.decoding import Hypotheses, greedy
+from attn_jax.metrics.classification import perplexity
+from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
+from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from attn_jax.training.step import batch_loss
+from attn_jax.viz.figures import plot_attention
+from experiments.runner import Fit, Grid, Result, count_params, fit, new_figure, one_seed, spread
+
+PAIRS = (
+    ("i am a student", "je suis etudiant"),
+    ("he is a teacher", "il est professeur"),
+    ("she is a doctor", "elle est medecin"),
+    ("we are engineers", "nous sommes ingenieurs"),
+    ("they are artists", "ils sont artistes"),
+)
+DRAWN = ("i am a student", "he is a teacher", "she is a doctor", "we are engineers")
+TORCH = {
+    "encoder": {"embedding": 16 * 128, "recurrent layer": 2 * 128 * 384 + 2 * 384},
+    "decoder": {
+        "embedding": 16 * 128,
+        "attention": 256 * 10 + 10,
+        "combination": 256 * 128 + 128,
+        "recurrent layer": 2 * 128 * 384 + 2 * 384,
+        "output": 128 * 16 + 16,
+    },
+}
+"""Parameters of the notebook's PyTorch model by part; they add up to its 101,120 and 138,650."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The notebook's settings: hidden 128, at most 10 source words, Adam 0.01, 400 epochs of one pair an update."""
+
+    hidden: int = 128
+    max_length: int = 10
+    learning_rate: float = 0.01
+    epochs: int = 400
+    seeds: int = 5
+    every: int = 50
+
+    @classmethod
+    def quick(cls) -> Config:
+        """Two seeds, smaller and shorter."""
+        return cls(hidden=32, epochs=60, seeds=2, every=20)
+
+
+def models(config: Config, src: int, tgt: int) -> dict[str, Seq2Seq]:
+    """The tutorial's decoder with its location attention, and with additive attention in its place."""
+    shared = {
+        "src_vocab_size": src,
+        "tgt_vocab_size": tgt,
+        "embed_dim": config.hidden,
+        "encoder_hidden": config.hidden,
+        "decoder_hidden": config.hidden,
+        "decoder_cell": "gru",
+        "bidirectional": False,
+        "attend_first": True,
+        "input_feeding": False,
+        "readout": "state",
+        "bridge": "copy",
+    }
+    location = {"attention": "location", "attention_options": {"max_len": config.max_length}, "query_with_input": True}
+    return {
+        "location": Seq2Seq(Seq2SeqConfig(**shared, **location)),
+        "additive": Seq2Seq(Seq2SeqConfig(**shared, attention="additive")),
+    }
+
+
+def encode(vocabulary: WordVocabulary, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids with the end of sentence, padded, and their mask."""
+    ids = [[*vocabulary.encode(sentence), EOS_ID] for sentence in sentences]
+    longest = max(map(len, ids))
+    padded = np.array([row + [PAD_ID] * (longest - len(row)) for row in ids], np.int32)
+    return padded, padded != PAD_ID
+
+
+def train(config: Config, model: Seq2Seq, batch: Batch) -> Fit:
+    """One pair an update, always fed the true word before; every seed at once."""
+    shapes = jax.tree.map(lambda x: x[:1], batch)
+
+    def loss(params: Any, batch: Batch, rng: jax.Array, epoch: jax.Array) -> jax.Array:
+        total = batch_loss(model, params, batch)
+        return total.loss / total.count
+
+    return fit(
+        lambda rng: model.init(rng, shapes)["params"],
+        loss,
+        batch,
+        optimizer=optax.adam(config.learning_rate),
+        epochs=config.epochs,
+        batch_size=1,
+        seeds=config.seeds,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def translate(model: Seq2Seq, params: Any, batch: Batch) -> Hypotheses:
+    """Greedy translations of the sources of a batch."""
+    limit = 2 * batch.src.shape[1]
+    state = model.apply({"params": params}, batch, limit, method="start")
+    return greedy(partial(model.apply, {"params": params}, method="step"), state, max_len=limit)
+
+
+def parts(params: Any) -> dict[str, dict[str, int]]:
+    """Our parameters by the parts of `TORCH`."""
+    decoder = params["decoder"]
+    attention = count_params(decoder.get("attention", {}))
+    combination = count_params(decoder["context"])
+    return {
+        "encoder": {"embedding": count_params(params["src_embed"]), "recurrent layer": count_params(params["encoder"])},
+        "decoder": {
+            "embedding": count_params(params["tgt_embed"]),
+            "attention": attention,
+            "combination": combination,
+            "recurrent layer": count_params(decoder) - attention - combination,
+            "output": count_params([params["output_kernel"], params["output_bias"]]),
+        },
+    }
+
+
+def run(config: Config) -> Result:
+    """Trains both decoders, translates the pairs, and draws the notebook's four maps in both of its styles."""
+    src_texts, tgt_texts = zip(*PAIRS, strict=True)
+    src_vocab, tgt_vocab = WordVocabulary.build(src_texts), WordVocabulary.build(tgt_texts)
+    src, src_mask = encode(src_vocab, src_texts)
+    tgt, tgt_mask = encode(tgt_vocab, tgt_texts)
+    batch = Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask)
+
+    numbers, rows, maps = {}, [], {}
+    for name, model in models(config, len(src_vocab), len(tgt_vocab)).items():
+        found = train(config, model, batch)
+        losses = found.history["loss"]
+        exact = []
+        for seed in range(config.seeds):
+            outputs = jax.device_get(translate(model, one_seed(found.params, seed), batch))
+            texts = [tgt_vocab.decode(ids[0].tolist()) for ids in outputs.tokens]
+            exact.append(sum(text == true for text, true in zip(texts, tgt_texts, strict=True)))
+            if seed == 0:
+                maps[name] = outputs
+                numbers[f"{name}_translations"] = texts
+        weights = jax.device_get(maps[name].weights)[:, 0]
+        real = np.array([int(length[0]) for length in maps[name].lengths])
+        entropy = [_entropy(weights[row, : real[row], : src_mask[row].sum()]) for row in range(len(PAIRS))]
+        numbers[name] = {
+            "loss_every": {
+                epoch: losses[:, epoch - 1] for epoch in range(config.every, config.epochs + 1, config.every)
+            },
+            "exact_of_5": exact,
+            "parameters": parts(one_seed(found.params)),
+            "weight_on_padding": max(float(weights[row][:, ~src_mask[row]].sum()) for row in range(len(PAIRS))),
+            "entropy": float(np.mean(entropy)),
+        }
+        rows.append(
+            (
+                name,
+                spread(losses[:, -1]),
+                perplexity(losses[:, -1].mean(), 1),
+                f"{min(exact)} to {max(exact)} of 5",
+                float(np.mean(entropy)),
+            )
+        )
+    ours = numbers["location"]["parameters"]
+    sizes = [
+        (f"{half}: {part}", f"{count:,}", f"{ours[half][part]:,}")
+        for half, inside in TORCH.items()
+        for part, count in inside.items()
+    ]
+    sizes += [(f"{half}, all", f"{sum(TORCH[half].values()):,}", f"{sum(ours[half].values()):,}") for half in TORCH]
+    tables = [
+        Grid(
+            f"after {config.epochs} epochs, {config.seeds} seeds",
+            ("attention", "loss, nats a token", "perplexity", "exactly right", "entropy, nats"),
+            rows,
+        ),
+        Grid("parameters", ("", "notebook (PyTorch)", "here"), sizes),
+    ]
+    figures = {
+        f"{name}.png": draw(outputs, src_texts, src_vocab, tgt_vocab, src, src_mask, title=f"{name} attention")
+        for name, outputs in maps.items()
+    }
+    return Result(numbers, tables, figures)
+
+
+def _entropy(weights: np.ndarray) -> float:
+    return float(-(weights * np.log(np.maximum(weights, 1e-30))).sum(-1).mean())
+
+
+def draw(outputs: Hypotheses, texts, src_vocab, tgt_vocab, src, src_mask, title: str):
+    """The notebook's four sentences, above in its style ``bone`` with a grid, below in ``YlOrRd`` with cell lines."""
+    figure, axes = new_figure(2, len(DRAWN), width=3.0, height=3.0)
+    figure.suptitle(f"{title}: source above, target on the left", fontsize=10)
+    for column, sentence in enumerate(DRAWN):
+        row = texts.index(sentence)
+        source, target = src[row][src_mask[row]], outputs.tokens[row, 0, : int(outputs.lengths[row, 0])]
+        weights = np.asarray(outputs.weights[row, 0, : len(target), : len(source)])
+        names = [
+            [token.replace("</s>", "<EOS>") for token in vocabulary.pieces(ids.tolist())]
+            for vocabulary, ids in ((src_vocab, source), (tgt_vocab, np.asarray(target)))
+        ]
+        for ax, cmap in zip(axes[:, column], ("bone", "YlOrRd"), strict=True):
+            plot_attention(weights, *names, cmap=cmap, ax=ax, annotate=cmap == "YlOrRd")
+    return figure
+
+
+def verify(numbers: dict) -> None:
+    """Both decoders reproduce all five pairs with every seed, and none looks at padding."""
+    for name in ("location", "additive"):
+        assert min(numbers[name]["exact_of_5"]) == 5, numbers[name]["exact_of_5"]
+        assert numbers[name]["weight_on_padding"] == 0
+    torch = {half: sum(inside.values()) for half, inside in TORCH.items()}
+    assert torch == {"encoder": 101_120, "decoder": 138_650}
