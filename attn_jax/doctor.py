@@ -67,7 +67,7 @@ def self_test(seconds: float = SELF_TEST_SECONDS) -> tuple[float, float, int, fl
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=5, schedule="constant"), 1000)
     rng = jax.random.key(0)
     state, train_step, losses = init_state(model, optimizer, batch, rng), make_train_step(model, optimizer), []
-    while len(losses) < 3 or (time.perf_counter() - started < seconds and len(losses) < 200):
+    while len(losses) < 25 or (time.perf_counter() - started < seconds and len(losses) < 200):
         state, metrics = train_step(state, batch, rng)
         losses.append(float(metrics.loss / metrics.tokens))
     return losses[0], losses[-1], len(losses), time.perf_counter() - started

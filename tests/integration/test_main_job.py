@@ -276,8 +276,17 @@ def test_demo_in_small(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "demo" / "results.json").read_text()) == found
 
 
+@pytest.fixture
+def optimised():
+    """What runs for minutes is worth compiling well; see ``conftest.py``."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
-def test_the_demo(tmp_path):
+def test_the_demo(optimised, tmp_path):
     result = demo.run_demo(demo.DemoConfig(), tmp_path / "demo")
     assert result.bleu >= 95 and result.aer <= 10 and result.baseline_bleu < 50
 
