@@ -18,6 +18,7 @@ FLOORS = (
     {"hub", "progress", "doctor"},
     {"run"},
     {"demo"},
+    {"verbs"},
     {"cli"},
     {"", "__main__"},  # the package itself, which names everything that is public
 )
