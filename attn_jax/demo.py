@@ -125,8 +125,8 @@ def run_demo(
         ),
         precision=config.precision,
     )
-    texts = [_text(part) for part in parts[:2]]
-    translator, _ = train_on_text(run, *texts, out, {}, resume, overwrite, on_event)
+    texts = _text(parts[0]), _text(parts[1])
+    translator, _ = train_on_text(run, lambda: texts, out, {}, resume, overwrite, on_event)
     result = measure(translator, train_pairs, test_pairs)
     _draw(result, test_pairs, Path(out))
     record = {

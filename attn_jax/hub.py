@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -151,15 +152,17 @@ class Translator:
 
         Returns:
           For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists,
-          in the order given. A blank sentence has one blank translation, and so has one that is longer than
-          `max_src_len` tokens: its ``src_tokens`` are empty.
+          in the order given. A blank sentence has one blank translation, of probability 1. One that is longer than
+          `max_src_len` tokens is not translated: its one translation is blank, with a score of minus infinity. The
+          ``src_tokens`` of both are empty.
         """
         if not 1 <= n_best <= beam:
             raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
         if isinstance(text, str):
             options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_len": max_len}
             return self([text], batch_tokens=batch_tokens, **options)[0]
-        results: list[list[Translation]] = [[Translation("", 0.0, (), None, (), 0.0)] for _ in text]
+        untold = [-math.inf if sentence.strip() else 0.0 for sentence in text]
+        results = [[Translation("", log_prob, (), None, (), log_prob)] for log_prob in untold]
         self._check_language_tokens(text)
         encoded = Sequences.from_texts(text, self.src_vocab)
         filled = [i for i, sentence in enumerate(text) if sentence.strip() and encoded.lengths[i] <= self.max_src_len]

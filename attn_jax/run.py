@@ -22,13 +22,19 @@ from attn_jax.data.vocabulary import Vocabulary, WordVocabulary
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.hub import Translator
 from attn_jax.metrics.translation import bleu
-from attn_jax.models.families import build_model
+from attn_jax.models.families import build_model, family_of
 from attn_jax.storage.files import plain
 from attn_jax.training import journal as journals
 from attn_jax.training.loop import Evaluation, TrainConfig, TrainResult, check_params, train, validation_loss
 
 VOCABULARIES = ("bpe", "unigram", "word")
 METRICS = ("bleu", "perplexity", "nll", "accuracy")
+FOLLOWS = {
+    "src_vocab_size": "the vocabulary (--vocab-size)",
+    "tgt_vocab_size": "the vocabulary (--vocab-size)",
+    "precision": "--precision",
+}
+"""Settings of a model that a run fills in itself, and from what."""
 MAY_CHANGE = (
     "data.src",
     "data.tgt",
@@ -91,15 +97,15 @@ class RunConfig:
 
     Attributes:
       data: see `DataConfig`.
-      family: ``recurrent`` or ``transformer``.
-      model: settings of the family's config; vocabulary sizes are filled in.
+      family: ``recurrent`` or ``transformer``; None: that of ``init_from``, and without one ``recurrent``.
+      model: settings of the family's config, over those of ``init_from``; vocabulary sizes are filled in.
       training: see `attn_jax.training.loop.TrainConfig`.
       precision: ``float32``, ``bfloat16`` (the operands of products), or ``auto``: the faster one here.
-      init_from: a model or run folder whose parameters and vocabularies the run starts from (fine-tuning).
+      init_from: a model or run folder whose parameters, settings and vocabularies the run starts from (fine-tuning).
     """
 
     data: DataConfig
-    family: str = "recurrent"
+    family: str | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     training: TrainConfig = field(default_factory=TrainConfig)
     precision: str = "auto"
@@ -111,6 +117,8 @@ class RunConfig:
             raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}; found {self.precision!r}")
         if self.training.metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}; found {self.training.metric!r}")
+        if taken := sorted(FOLLOWS.keys() & self.model.keys()):
+            raise ValueError(f"model setting {taken[0]} (--set) follows from {FOLLOWS[taken[0]]}; leave it out")
         if self.family == "transformer" and _samples_inputs(self.training):
             raise ValueError(
                 "a Transformer reads all its inputs at once, so it can only be fed true tokens; leave teacher_forcing "
@@ -146,12 +154,19 @@ def run_training(
       DataError, RunFolderError, VocabularyError: for what the user can put right.
       Interrupted: at Ctrl-C, after a checkpoint.
     """
-    texts = {
-        "train": read_parallel(config.data.src, config.data.tgt),
-        "valid": read_parallel(config.data.valid_src, config.data.valid_tgt),
-    }
-    for text in texts.values():
-        on_event("note", {"text": str(text.report)})
+
+    def read() -> tuple[ParallelText, ParallelText]:
+        texts = [
+            read_parallel(src, tgt)
+            for src, tgt in (
+                (config.data.valid_src, config.data.valid_tgt),  # first: the smaller one, if its name is wrong
+                (config.data.src, config.data.tgt),
+            )
+        ]
+        for text in reversed(texts):
+            on_event("note", {"text": str(text.report)})
+        return texts[1], texts[0]
+
     files = {
         name: path
         for name, path in (
@@ -162,30 +177,45 @@ def run_training(
         )
         if path is not None
     }
-    return train_on_text(config, texts["train"], texts["valid"], out, files, resume, overwrite, on_event)
+    return train_on_text(config, read, out, files, resume, overwrite, on_event)
 
 
 def train_on_text(
     config: RunConfig,
-    train_text: ParallelText,
-    valid_text: ParallelText,
+    read: Callable[[], tuple[ParallelText, ParallelText]],
     out: str | Path,
     files: Mapping[str, Path],
     resume: bool,
     overwrite: bool,
     on_event: Callable[[str, Mapping[str, Any]], None],
 ) -> tuple[Translator, TrainResult]:
-    """`run_training` on text that was read already; ``files`` are hashed into the run folder.
+    """`run_training` on text from anywhere.
 
-    Whatever can fail before the first step fails before the run folder is touched.
+    Whatever can fail before the first step fails before the run folder is touched, and what the options alone can tell
+    before any text is read.
+
+    Args:
+      config: what and how.
+      read: gives the training and the validation text.
+      out: the run folder.
+      files: hashed into the run folder.
+      resume: see `run_training`.
+      overwrite: see `run_training`.
+      on_event: see `run_training`.
+
+    Returns:
+      See `run_training`.
     """
     journals.check(out, overwrite=overwrite, resume=resume)
+    base = Translator.load(config.init_from) if config.init_from else None
+    config = _settled(config, base)
     if config.precision == "auto":
         known = journals.Journal(Path(out)).read_config().get("precision", "auto") if resume else faster_precision()
         config = dataclasses.replace(config, precision=known)
     if resume:
         journals.Journal(Path(out)).check_config(config.as_json(), MAY_CHANGE)
-    base = Translator.load(config.init_from) if config.init_from else None
+    _model(config, 4, 4)  # any sizes will do: settings that make no model are refused
+    train_text, valid_text = read()
     src_vocab, tgt_vocab = (
         (base.src_vocab, base.tgt_vocab) if base else build_vocabularies(config.data, train_text.src, train_text.tgt)
     )
@@ -194,13 +224,7 @@ def train_on_text(
         Sequences.from_texts(train_text.tgt, tgt_vocab),
         config.data.batching,
     )
-    settings = {
-        **config.model,
-        "src_vocab_size": len(src_vocab),
-        "tgt_vocab_size": len(tgt_vocab),
-        "precision": config.precision,
-    }
-    model = build_model(config.family, settings)
+    model = _model(config, len(src_vocab), len(tgt_vocab))
     seen = model.config.attention_options.get("max_len") if config.family == "recurrent" else None
     if seen and seen < max(bucket.src_len for bucket in batches.buckets):
         raise ValueError(
@@ -223,6 +247,7 @@ def train_on_text(
         translator.params = params
         translator.save(journal.model, card=model_card(config, translator, metrics), overwrite=True)
 
+    on_event("note", {"text": "compiling: the first step of each shape takes some seconds"})
     started = time.perf_counter()
     result = train(
         model,
@@ -241,6 +266,29 @@ def train_on_text(
     end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": traces}
     journal.log(result.step, {**end, **result.metrics})
     return translator, result
+
+
+def _settled(config: RunConfig, base: Translator | None) -> RunConfig:
+    """The configuration with the family and the settings that it takes from ``init_from``.
+
+    Raises:
+      ValueError: for a family that is not that of ``init_from``.
+    """
+    family = family_of(base.model) if base else config.family or "recurrent"
+    if config.family not in (None, family):
+        raise ValueError(
+            f"{config.init_from}: holds a {family} model, and the run asks for a {config.family} one; leave --model "
+            "out, or start without --init-from"
+        )
+    settings = dataclasses.asdict(base.model.config) if base else {}
+    inherited = {name: value for name, value in settings.items() if name not in FOLLOWS}
+    return dataclasses.replace(config, family=family, model={**inherited, **config.model})
+
+
+def _model(config: RunConfig, src_vocab_size: int, tgt_vocab_size: int) -> Any:
+    """The model of a settled configuration."""
+    sizes = {"src_vocab_size": src_vocab_size, "tgt_vocab_size": tgt_vocab_size}
+    return build_model(config.family, {**config.model, **sizes, "precision": config.precision})
 
 
 def build_vocabularies(config: DataConfig, src: Sequence[str], tgt: Sequence[str]) -> tuple[Vocabulary, Vocabulary]:

@@ -1,8 +1,10 @@
 """The run folder: never overwritten by accident, no record lost or torn, rewound on resume, data and place recorded."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -93,8 +95,17 @@ def test_resume_needs_a_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match="found a file; choose another --out"):
         create(tmp_path / "file")
+    with pytest.raises(RunFolderError, match="file is a file, so no folder can be made in it; choose another --out"):
+        create(tmp_path / "file" / "below" / "run")
     with pytest.raises(RunFolderError, match="found both; choose one"):
         create(tmp_path / "new", resume=True, overwrite=True)
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(RunFolderError, match=r"run: nothing can be written in .*; choose another --out, or allow it"):
+        create(tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_garbled_records(run):

@@ -224,11 +224,11 @@ def _training_remedy(message: str, vocab_size: int) -> str:
     largest = re.search(r"set it to a value <= (\d+)", message)
     smallest = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
     if largest:
-        return f"vocab_size {vocab_size} is too large for this text; the largest possible is {largest[1]}"
+        return f"vocab_size {vocab_size} is too large for this text; use --vocab-size {largest[1]} or less"
     if smallest:
         return (
             f"vocab_size {vocab_size} is smaller than the {smallest[1]} characters, language tokens and special ids of "
-            "this text; use at least that many, or lower character_coverage"
+            "this text; use at least that many (--vocab-size), or lower character_coverage"
         )
     if "sentences_.empty()" in message:
         return f"expected text to train {vocab_size} subwords on, found none; check the files"

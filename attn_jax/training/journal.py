@@ -181,14 +181,19 @@ def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> 
       The names of what a run left there.
 
     Raises:
-      RunFolderError: when there is a run and neither was asked for, when there is none to resume, and when what is
-        there cannot be told to be a run.
+      RunFolderError: when there is a run and neither was asked for, when there is none to resume, when what is there
+        cannot be told to be a run, and when nothing can be written there.
     """
     out = Path(out)
     if overwrite and resume:
         raise RunFolderError("expected --resume or --overwrite, found both; choose one")
     if out.exists() and not out.is_dir():
         raise RunFolderError(f"{out}: expected a folder or nothing, found a file; choose another --out")
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise RunFolderError(f"{out}: {nearest} is a file, so no folder can be made in it; choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunFolderError(f"{out}: nothing can be written in {nearest}; choose another --out, or allow it")
     there = [name for name in NAMES if (out / name).exists()]
     if resume:
         if CONFIG not in there:

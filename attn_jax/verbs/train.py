@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import tyro
 
 from attn_jax.progress import Progress
 
@@ -30,9 +33,9 @@ class Train:
     overwrite: bool = False
     """Replace the run in --out."""
     init_from: Path | None = None
-    """Model or run folder to start from (fine-tuning): its parameters and vocabularies."""
-    model: Literal["recurrent", "transformer"] = "recurrent"
-    """Model family."""
+    """Model or run folder to start from (fine-tuning): its parameters, model settings and vocabularies."""
+    model: Literal["recurrent", "transformer"] | None = None
+    """Model family; None: that of --init-from, and without one recurrent."""
     vocabulary: Literal["bpe", "unigram", "word"] = "bpe"
     """Subwords, or words split on spaces."""
     vocab_size: int = 6000
@@ -41,8 +44,8 @@ class Train:
     """A subword vocabulary for each side instead of a joint one."""
     lowercase: bool = False
     """Lower-case all text; stored with the model."""
-    set: tuple[str, ...] = ()
-    """Model settings, NAME=VALUE each: --set attention=additive decoder_layers=2 dropout=0.3."""
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
+    """Model settings, NAME=VALUE each: --set attention=additive decoder_layers=2 dropout=0.3. Values are words or JSON; attention=none trains without one. A wrong name is answered with those there are; Seq2SeqConfig and TransformerConfig say what they mean."""  # noqa: E501 (the help keeps line breaks)
     epochs: int = 14
     """Passes over the data."""
     steps: int = 0
@@ -133,18 +136,20 @@ class Train:
 
 
 def model_settings(train: Train) -> dict[str, Any]:
-    """The family's defaults for text of Multi30k's size, and what ``--set`` changes."""
-    joint = train.vocabulary != "word" and not train.separate
-    settings: dict[str, Any] = {"dropout": 0.4 if train.model == "recurrent" else 0.3}
-    settings["share_embeddings"] = joint
-    if train.model == "recurrent":
-        settings |= {"tie_embeddings": True, "embed_dim": 384}
-    for item in train.set:
+    """The family's defaults for text of Multi30k's size, or those of ``--init-from``, and what ``--set`` changes."""
+    settings: dict[str, Any] = {}
+    if not train.init_from:
+        settings["share_embeddings"] = train.vocabulary != "word" and not train.separate
+        if train.model == "transformer":
+            settings |= {"dropout": 0.3}
+        else:
+            settings |= {"dropout": 0.4, "tie_embeddings": True, "embed_dim": 384}
+    for item in itertools.chain.from_iterable(train.set):
         name, equals, value = item.partition("=")
         if not (name and equals):
             raise ValueError(f"--set expects NAME=VALUE, found {item!r}; for example --set decoder_layers=2")
         try:
-            settings[name] = json.loads(value)
+            settings[name] = json.loads("null" if value.lower() == "none" else value)
         except json.JSONDecodeError:
             settings[name] = value
     return settings

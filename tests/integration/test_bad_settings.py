@@ -3,14 +3,18 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import tyro
 from test_main_job import TRAINED, fails, make_text, make_trained, run, train_command
 
+from attn_jax import cli
 from attn_jax import run as runs
 from attn_jax.hub import Translator
 from attn_jax.training import journal
 from attn_jax.training.loop import TrainResult
+from attn_jax.verbs.train import Train, model_settings
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +159,35 @@ def test_overwrite_replaces_the_run(copy, text, capsys, monkeypatch):
         ("encoder_cell=null", "encoder_cell"),
         ("=1", "NAME=VALUE"),
         ("src_vocab_size", "NAME=VALUE"),
+        ("src_vocab_size=50", "src_vocab_size (--set) follows from the vocabulary (--vocab-size)"),
+        ("precision=bfloat16", "precision (--set) follows from --precision"),
     ],
 )
 def test_settings_that_make_no_model(text, tmp_path, capsys, item, said):
     assert said in fails(capsys, *train_command(text, tmp_path / "out"), item)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_options_alone_can_tell_is_told_before_any_text_is_read(tmp_path, capsys):
+    absent = [tmp_path / "absent.en", "--valid-src", tmp_path / "absent.tsv", "--out", tmp_path / "out"]
+    for options, said in (
+        (["--set", "dropout=2"], "dropout"),
+        (["--set", "decoder_cell=sru"], "decoder_cell"),
+        (["--init-from", tmp_path / "none"], "none"),
+        ([], "absent.tsv"),  # the smaller file before the larger one
+    ):
+        assert said in fails(capsys, "train", "--src", *absent, *options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_set_may_be_given_more_than_once():
+    files = [Path("a"), Path("b")]
+    train = Train(src=files[0], valid_src=files[1], out=files[0], set=(("dropout=0.1", "attention=none"), ("x=[1]",)))
+    assert model_settings(train).items() >= {"dropout": 0.1, "attention": None, "tie_embeddings": True}.items()
+    assert model_settings(train)["x"] == [1]
+    command = ["train", "--src", "a", "--valid-src", "b", "--out", "c", "--set", "x=1", "y=2", "--set", "z=3"]
+    verb = tyro.extras.subcommand_cli_from_dict(cli.VERBS, args=command)
+    assert verb.set == (("x=1", "y=2"), ("z=3",))
 
 
 def test_numbers_that_make_no_run(text, tmp_path, capsys):
@@ -234,7 +262,7 @@ def test_bad_text_leaves_no_folder(text, tmp_path, capsys):
 def test_odd_lines_are_counted(text, tmp_path, capsys, monkeypatch):
     kept = []
     result = TrainResult({}, {}, step=0, averaged=1, traces={})
-    monkeypatch.setattr(runs, "train_on_text", lambda config, train, *rest: kept.append(train) or (None, result))
+    monkeypatch.setattr(runs, "train_on_text", lambda config, read, *rest: kept.append(read()[0]) or (None, result))
     odd = ["a\u0000b", "", "x" * 1_000_000, "fine\r"]
     (tmp_path / "odd.en").write_text(
         "\ufeff" + "".join(f"{line}\n" for line in [*odd, *["the dog sleeps"] * 40]), newline=""

@@ -1,5 +1,6 @@
 """The main job end to end, through the command line, on text drawn from the bundled grammar."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -152,6 +153,7 @@ def test_translate_keeps_lines(trained, capsys, monkeypatch):
     n_best = [line.split(" ||| ") for line in translate("--beam", "2", "--n-best", "2")[0].splitlines()]
     assert [fields[0] for fields in n_best] == ["0", "0", "1", "2", "3", "3", "4", "4"]
     assert n_best[0][1] == out[0] and float(n_best[0][2]) >= float(n_best[1][2])
+    assert [n_best[place][2] for place in (2, 3)] == ["0.0000", "-inf"]  # blank for sure; not translated
 
 
 def test_attend(trained, tmp_path, capsys):
@@ -221,9 +223,16 @@ def test_interrupt_and_resume_equal_one_run(text, tmp_path, capsys):
 
 def test_fine_tuning_starts_from_the_model(trained, text, tmp_path, capsys):
     out = tmp_path / "tuned"
-    cli.main(train_command(text, out, "--steps", "1", "--learning-rate", "1e-9", "--init-from", trained))
-    before, after = Translator.load(trained).params, Translator.load(out).params
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
+    options = ["--steps", "1", "--learning-rate", "1e-9", "--init-from", trained]
+    command = train_command(text, out, *options)[: -len(TINY) - 1]
+    said = run(capsys, *command, "--set", "dropout=0")  # all other settings are those of the model
+    assert "compiling" in said
+    before, after = Translator.load(trained), Translator.load(out)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before.params, after.params)
+    assert after.model.config == dataclasses.replace(before.model.config, dropout=0)
+    assert json.loads((out / "config.json").read_text())["model"]["encoder_hidden"] == 16
+    error = fails(capsys, *command, "--model", "transformer", "--overwrite")
+    assert "holds a recurrent model, and the run asks for a transformer one; leave --model out" in error
 
 
 def test_transformer_by_the_same_commands(text, tmp_path, capsys):
