@@ -13,7 +13,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "hub": ("Scored", "Translation", "Translator"),
-    "run": ("DataConfig", "RunConfig", "run_training"),
+    "run": ("run_training",),
+    "run_config": ("DataConfig", "RunConfig"),
     "models.protocol": ("Batch", "DecodeState", "StepOutput"),
     "models.seq2seq": ("Seq2Seq", "Seq2SeqConfig"),
     "models.transformer": ("Transformer", "TransformerConfig"),

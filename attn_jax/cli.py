@@ -21,6 +21,7 @@ from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
 from attn_jax.verbs.translate import Evaluate, Translate
 
+OUT_OF_MEMORY = "out of memory; lower --batch-tokens or --beam, or take a smaller model"
 VERBS = {
     "demo": Demo,
     "train": Train,
@@ -67,12 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        _stop(2, f"error: {error or 'out of memory; lower --batch-tokens'}")
+        _stop(2, f"error: {error or OUT_OF_MEMORY}")
     except Interrupted as error:
-        _stop(130, f"{error}; go on with the same command and --resume", alone=args is None)
+        _stop(130, f"{error}; go on with the same command and --resume (in place of --overwrite)", alone=args is None)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            _stop(2, "error: out of memory; lower --batch-tokens")
+            _stop(2, f"error: {OUT_OF_MEMORY}")
         raise
 
 

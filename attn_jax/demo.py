@@ -15,7 +15,9 @@ from attn_jax.data.parallel import ParallelText, ReadReport
 from attn_jax.hub import Translation, Translator, attention_example
 from attn_jax.metrics.alignment import alignment_error_rate, weights_to_links
 from attn_jax.metrics.translation import bleu
-from attn_jax.run import DataConfig, RunConfig, train_on_text
+from attn_jax.nn.settings import check_at_least_one
+from attn_jax.run import train_on_text
+from attn_jax.run_config import DataConfig, RunConfig
 from attn_jax.training import journal as journals
 from attn_jax.training.loop import TrainConfig
 from attn_jax.training.step import OptimizerConfig
@@ -59,6 +61,10 @@ class DemoConfig:
             "dropout": 0.1,
         }
     )
+
+    def __post_init__(self):
+        """Checks the sizes."""
+        check_at_least_one(self, "train", "valid", "test", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,7 @@ def run_demo(
         precision=config.precision,
     )
     texts = _text(parts[0]), _text(parts[1])
-    translator, _ = train_on_text(run, lambda: texts, out, {}, resume, overwrite, on_event)
+    translator, _ = train_on_text(run, lambda: texts, out, resume, overwrite, on_event)
     result = measure(translator, train_pairs, test_pairs)
     _draw(result, test_pairs, Path(out))
     record = {

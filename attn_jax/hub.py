@@ -163,7 +163,7 @@ class Translator:
             return self([text], batch_tokens=batch_tokens, **options)[0]
         untold = [-math.inf if sentence.strip() else 0.0 for sentence in text]
         results = [[Translation("", log_prob, (), None, (), log_prob)] for log_prob in untold]
-        self._check_language_tokens(text)
+        self.check_language_tokens(text)
         encoded = Sequences.from_texts(text, self.src_vocab)
         filled = [i for i, sentence in enumerate(text) if sentence.strip() and encoded.lengths[i] <= self.max_src_len]
         sequences = Sequences.from_ids([encoded[index][:-1] for index in filled])
@@ -183,22 +183,26 @@ class Translator:
     @property
     def max_src_len(self) -> int:
         """Tokens of the longest sentence that is translated: `MAX_SRC_LEN`, or what location attention can see."""
-        options = getattr(self.model.config, "attention_options", {})
-        return min(MAX_SRC_LEN, options.get("max_len", MAX_SRC_LEN))
+        return min(MAX_SRC_LEN, self.model.config.max_src_len or MAX_SRC_LEN)
 
     @property
     def searches(self) -> int:
         """How many shapes of search were compiled."""
         return self._search._cache_size()
 
-    def _check_language_tokens(self, text: Sequence[str]) -> None:
-        """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece."""
+    def check_language_tokens(self, text: Sequence[str]) -> None:
+        """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece.
+
+        Raises:
+          ValueError: for the first other one.
+        """
         for number, sentence in enumerate(text, 1):
             token, _ = split_language_token(sentence)
             token = token.lower() if self.src_vocab.lowercase else token
             if token and token not in self.src_vocab.pieces(self.src_vocab.encode(token)):
                 raise ValueError(
-                    f"line {number}: unknown language token {token}; this model was not trained with it, remove it"
+                    f"sentence {number} ({sentence:.40}): unknown language token {token}; this model was not trained "
+                    "with it, remove it"
                 )
 
     def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
@@ -230,11 +234,17 @@ class Translator:
           batch_tokens: tokens that are scored at once.
 
         Raises:
-          ValueError: if the numbers of sentences differ.
+          ValueError: if the numbers of sentences differ, and for a source longer than `max_src_len` tokens.
         """
         if len(src) != len(tgt):
             raise ValueError(f"expected as many targets as sources, found {len(src)} and {len(tgt)} sentences")
         sources, targets = Sequences.from_texts(src, self.src_vocab), Sequences.from_texts(tgt, self.tgt_vocab)
+        if len(src) and sources.lengths.max() > self.max_src_len:
+            number = int(sources.lengths.argmax())
+            raise ValueError(
+                f"sentence {number + 1} ({src[number]:.40}): has {sources.lengths[number]} tokens, and this model sees "
+                f"{self.max_src_len}; split it"
+            )
         results: list[Scored | None] = [None] * len(src)
         for rows, batch in inference_batches(sources, batch_tokens):
             longest = next_length(max(len(targets[index]) for index in rows))

@@ -16,6 +16,7 @@ FLOORS = (
     {"models", "storage"},
     {"data", "training", "decoding", "metrics", "convert", "viz"},
     {"hub", "progress", "doctor"},
+    {"run_config"},
     {"run"},
     {"demo"},
     {"verbs"},

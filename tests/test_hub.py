@@ -95,10 +95,12 @@ def test_sentences_that_are_too_long_are_left_blank(translator, monkeypatch):
 
 
 def test_location_attention_sees_so_far():
-    for sees, most in ((9, 9), (9999, hub.MAX_SRC_LEN)):
+    for options, most in (({}, 64), ({"max_len": 9}, 9), ({"max_len": 9999}, hub.MAX_SRC_LEN)):
         settings = {"src_vocab_size": len(SRC), "tgt_vocab_size": len(TGT), "attention": "location"}
-        model = build_model("recurrent", settings | {"attention_options": {"max_len": sees}})
+        model = build_model("recurrent", settings | {"attention_options": options})
         assert Translator(model, None, SRC, TGT).max_src_len == most
+    with pytest.raises(ValueError, match=r"sentence 2 \(a a .*\): has 10 tokens, and this model sees 9; split it"):
+        make_translator(attention="location", attention_options={"max_len": 9}).score(["a", "a " * 9], ["A", "A"])
 
 
 def test_without_attention(tmp_path):
@@ -151,7 +153,7 @@ def test_what_it_refuses(translator):
             translator("a", beam=2, n_best=n_best)
     with pytest.raises(ValueError, match="expected as many targets as sources, found 1 and 2 sentences"):
         translator.score(["a"], ["A", "B"])
-    with pytest.raises(ValueError, match="line 2: unknown language token >>fr<<"):
+    with pytest.raises(ValueError, match=r"sentence 2 .>>fr<< b.: unknown language token >>fr<<"):
         translator(["a", ">>fr<< b"])
 
 

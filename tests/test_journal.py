@@ -20,11 +20,10 @@ def run(tmp_path):
     """A run with every one of its files, and one file of the user's."""
     journal = create(tmp_path / "run")
     journal.write_config({"d_model": 4})
-    (tmp_path / "train.de").write_text("ein hund .\n")
-    journal.write_data({"train-src": tmp_path / "train.de"})
+    journal.write_data({"train": [{"path": "train.de", "sha256": "aa"}]})
     journal.log(10, {"loss": 2.5})
     journal.write_samples(10, [{"source": "ein hund .", "output": "a dog ."}])
-    for folder in (journal.checkpoints, journal.model):
+    for folder in (journal.checkpoints, journal.model, journal.vocabulary):
         folder.mkdir()
         (folder / "weights").write_bytes(b"w")
     (journal.folder / "notes.txt").write_text("mine")
@@ -97,6 +96,9 @@ def test_resume_needs_a_run(tmp_path):
         create(tmp_path / "file")
     with pytest.raises(RunFolderError, match="file is a file, so no folder can be made in it; choose another --out"):
         create(tmp_path / "file" / "below" / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match="found a file; choose another --out"):
+        create(tmp_path / "link")
     with pytest.raises(RunFolderError, match="found both; choose one"):
         create(tmp_path / "new", resume=True, overwrite=True)
 
@@ -114,7 +116,7 @@ def test_garbled_records(run):
         run.read_config()
     (run.folder / "data.json").write_text("")
     with pytest.raises(RunFolderError, match=r"data.json:1:1: not valid JSON"):
-        run.write_data({})
+        run.check_data({})
     (run.folder / "environment.json").write_text("{}")
     with pytest.raises(RunFolderError, match=r"environment.json: expected the environments of a run; move it away"):
         create(run.folder, resume=True)
@@ -182,31 +184,25 @@ def test_samples_read_well():
     assert text == "== step 7 ==\n  source     ein\n  reference  a\n\n  output  b\\r\\nc\n\n"
 
 
-def test_data_hashes(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    journal = create(tmp_path / "other")
-    journal.write_data({"train-src": str(tmp_path / "abc")})
-    record = json.loads((journal.folder / "data.json").read_text())
-    # the test vector of FIPS 180-2, appendix B.1
-    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert record == {"train-src": {"path": str(tmp_path / "abc"), "bytes": 3, "sha256": digest}}
-    journal.write_data({"train-src": tmp_path / "abc"})
+def test_a_resumed_run_reads_the_same_data(run):
+    data = {"train": [{"path": "train.de", "sha256": "aa"}, {"path": "train.en", "sha256": "bb"}], "valid": []}
+    run.write_data(data)
+    assert json.loads((run.folder / "data.json").read_text()) == data
+    run.check_data({**data, "train": [{**file, "path": "moved"} for file in data["train"]]})  # the content counts
+    other = {**data, "train": [data["train"][0], {"path": "other.en", "sha256": "cc"}]}
+    with pytest.raises(RunFolderError, match=r"other.en: the run in .* started with other train text: expected bb"):
+        run.check_data(other)
+    with pytest.raises(RunFolderError, match="started with other valid text: expected no file, found dd; resume with"):
+        run.check_data({**data, "valid": [{"path": "valid.de", "sha256": "dd"}]})
+    with pytest.raises(RunFolderError, match="started with other train text: expected aa, found no file"):
+        run.check_data({"valid": []})
 
 
-def test_a_resumed_run_reads_the_same_data(run, tmp_path):
-    (tmp_path / "moved").write_text("ein hund .\n")
-    run.write_data({"train-src": tmp_path / "moved"})  # the content counts, not the place
-    (tmp_path / "moved").write_text("ein hut .\n")
-    with pytest.raises(
-        RunFolderError, match=r"moved: the run in .* was started with another train-src: expected \w{64}, f"
-    ):
-        run.write_data({"train-src": tmp_path / "moved"})
-    with pytest.raises(RunFolderError, match="another valid-src: expected no file, found"):
-        run.write_data({"train-src": tmp_path / "train.de", "valid-src": tmp_path / "train.de"})
-    with pytest.raises(RunFolderError, match=r"train.de: .* found no file; resume with the same files"):
-        run.write_data({})
-    with pytest.raises(RunFolderError, match=r"absent: cannot be read \(No such file or directory\); check the name"):
-        run.write_data({"train-src": tmp_path / "absent"})
+@pytest.mark.parametrize("text", ["[]", "3", '{"train": 1}', '{"train": [{}]}', "", None])
+def test_garbled_data(run, text):
+    (run.folder / "data.json").unlink() if text is None else (run.folder / "data.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"data.json.*; restore the file, or start anew with --overwrite"):
+        run.check_data({"train": []})
 
 
 def test_a_short_write_is_an_error(run, monkeypatch):

@@ -146,6 +146,11 @@ class Seq2SeqConfig:
         """Width of the attentional readout."""
         return self.readout_features or (self.embed_dim if self.tie_embeddings else self.decoder_hidden)
 
+    @property
+    def max_src_len(self) -> int | None:
+        """The longest source that its attention can see, in tokens; None: any."""
+        return getattr(self.make_mechanism(), "max_len", None)
+
     def make_mechanism(self) -> Attention | None:
         """The attention with its settings, or None without one."""
         if self.attention is None:

@@ -91,6 +91,11 @@ class TransformerConfig:
             )
 
     @property
+    def max_src_len(self) -> None:
+        """Its attention sees sources of any length."""
+        return
+
+    @property
     def block(self) -> dict[str, Any]:
         """The settings of one block."""
         names = ("num_heads", "ffn_dim", "activation", "norm_first", "norm_epsilon", "dropout", "attention_dropout")

@@ -7,6 +7,7 @@ In it: ``config.json``, ``environment.json`` (one entry a start), ``data.json`` 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import empty_node, flatten_dict
 
-from attn_jax.storage.files import IntegrityError, plain, read_json, sha256_of, write_json
+from attn_jax.storage.files import IntegrityError, plain, read_json, write_json
 from attn_jax.training.environment import environment
 
 CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
@@ -28,8 +29,8 @@ CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
     "metrics.jsonl",
     "samples.txt",
 )
-CHECKPOINTS, MODEL = "checkpoints", "model"
-NAMES = (CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES, CHECKPOINTS, MODEL)
+CHECKPOINTS, MODEL, VOCABULARY = "checkpoints", "model", "vocabulary"
+NAMES = (CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES, CHECKPOINTS, MODEL, VOCABULARY)
 _HEADER = "== step "
 _REMEDY = "restore the file, or start anew with --overwrite or another --out"
 
@@ -57,6 +58,11 @@ class Journal:
     def model(self) -> Path:
         """The folder of the best model."""
         return self.folder / MODEL
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder of the vocabularies."""
+        return self.folder / VOCABULARY
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes ``config.json``."""
@@ -89,6 +95,7 @@ class Journal:
         then, now = (
             flatten_dict(plain(values), keep_empty_nodes=True, sep=".") for values in (self.read_config(), config)
         )
+        then, now = ({k: {} if v is empty_node else v for k, v in values.items()} for values in (then, now))
         for name in sorted(then.keys() | now.keys()):
             values = [str(settings.get(name, "nothing")) for settings in (then, now)]
             if values[0] != values[1] and not name.startswith(tuple(may_change)):
@@ -97,36 +104,40 @@ class Journal:
                     "resume with the same settings, or start anew with --overwrite or another --out"
                 )
 
-    def write_data(self, files: Mapping[str, str | Path]) -> None:
-        """Writes path, size and SHA-256 of the data files; a resumed run must read what it was started with.
+    def write_data(self, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Writes ``data.json``.
 
         Args:
-          files: what each file is for (``"train-src"``), and its path.
+          data: for each part (``"train"``) its files, each with at least ``path`` and ``sha256``.
+        """
+        write_json(self.folder / DATA, data)
+
+    def check_data(self, data: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Holds a resumed run to the content it was started with; files may have moved.
+
+        Args:
+          data: as for `write_data`.
 
         Raises:
-          RunFolderError: when a file cannot be read, or the run was started with other content.
+          RunFolderError: when ``data.json`` is garbled, or a file has other content.
         """
         try:
-            found = {
-                role: {"path": os.fspath(path), "bytes": os.path.getsize(path), "sha256": sha256_of(Path(path))}
-                for role, path in files.items()
-            }
-            known = read_json(self.folder / DATA) if (self.folder / DATA).exists() else None
-        except OSError as error:
-            raise RunFolderError(f"{error.filename}: cannot be read ({error.strerror}); check the name") from error
+            known = read_json(self.folder / DATA)
+            then = {part: [file["sha256"] for file in files] for part, files in known.items()}
         except IntegrityError as error:
             raise RunFolderError(f"{error}; {_REMEDY}") from error
-        if known is None:
-            write_json(self.folder / DATA, found)
-            return
-        for role in sorted(known.keys() | found.keys()):
-            then, now = (entries.get(role, {}).get("sha256", "no file") for entries in (known, found))
-            if then != now:
-                path = found.get(role, known.get(role))["path"]
-                raise RunFolderError(
-                    f"{path}: the run in {self.folder} was started with another {role}: expected {then}, found {now}; "
-                    "resume with the same files, or start anew with --overwrite or another --out"
-                )
+        except (AttributeError, TypeError, KeyError):
+            raise RunFolderError(f"{self.folder / DATA}: expected files with their sha256; {_REMEDY}") from None
+        for part in sorted(then.keys() | data.keys()):
+            files = data.get(part, ())
+            for expected, file in itertools.zip_longest(then.get(part, ()), files, fillvalue={}):
+                found = file and file["sha256"]
+                if expected != found:
+                    raise RunFolderError(
+                        f"{file['path'] if file else self.folder}: the run in {self.folder} was started with other "
+                        f"{part} text: expected {expected or 'no file'}, found {found or 'no file'}; resume with the "
+                        "same files, or start anew with --overwrite or another --out"
+                    )
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one record to ``metrics.jsonl``: ``step``, ``time`` (seconds since 1970) and ``values``.
@@ -187,7 +198,7 @@ def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> 
     out = Path(out)
     if overwrite and resume:
         raise RunFolderError("expected --resume or --overwrite, found both; choose one")
-    if out.exists() and not out.is_dir():
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise RunFolderError(f"{out}: expected a folder or nothing, found a file; choose another --out")
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir():

@@ -84,7 +84,8 @@ class Train:
     def run(self) -> None:
         """Trains, and says where the model lies."""
         from attn_jax.data.batching import BatchConfig
-        from attn_jax.run import DataConfig, RunConfig, run_training
+        from attn_jax.run import run_training
+        from attn_jax.run_config import DataConfig, RunConfig
         from attn_jax.training.loop import TrainConfig
         from attn_jax.training.step import OptimizerConfig
 
@@ -127,7 +128,7 @@ class Train:
             _, result = run_training(
                 config, self.out, resume=self.resume, overwrite=self.overwrite, on_event=progress.event
             )
-        found = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        found = ", ".join(f"{name} {float(value):.4g}" for name, value in result.metrics.items())
         mean = f", mean of the best {result.averaged} checkpoints" if result.averaged > 1 else ""
         print(
             f"\n{result.step:,} steps in {(time.perf_counter() - started) / 60:.1f} minutes. Validation: {found}{mean}"
