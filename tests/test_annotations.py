@@ -19,8 +19,9 @@ PACKAGES, CHECKER = ("attn_jax.functional", "attn_jax.nn"), "beartype.beartype"
 def test_doctests_pass_with_checked_annotations():
     hook = f"--jaxtyping-packages={','.join((*PACKAGES, CHECKER))}"
     folders = [package.replace(".", "/") for package in PACKAGES]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-p", "tests.conftest", hook]  # conftest: short compilations
     found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", hook, *folders],
+        [sys.executable, "-m", "pytest", *options, *folders],
         cwd=ROOT,
         capture_output=True,
         text=True,
