@@ -47,7 +47,7 @@ class DemoConfig:
     train: int = 48_000
     valid: int = 250
     test: int = 500
-    steps: int = 1700
+    steps: int = 2600
     seed: int = 1
     precision: str = "auto"
     model: Mapping[str, Any] = field(
@@ -55,7 +55,7 @@ class DemoConfig:
             "embed_dim": 256,
             "encoder_hidden": 128,
             "residual": True,  # the keys hold the word itself besides what surrounds it: sharper alignments
-            "decoder_hidden": 256,
+            "decoder_hidden": 128,  # little memory of what it wrote: it has to look at the source
             "attention": "additive",
             "attention_features": 128,
             "dropout": 0.1,
@@ -117,7 +117,7 @@ def run_demo(
             valid_tgt=Path("grammar.fr"),
             vocabulary="word",
             vocab_size=0,
-            batching=BatchConfig(batch_tokens=2048, num_buckets=4),
+            batching=BatchConfig(batch_tokens=1024, num_buckets=4),
         ),
         model=config.model,
         training=TrainConfig(
@@ -127,7 +127,7 @@ def run_demo(
             seed=config.seed,
             label_smoothing=0.0,
             keep_best=1,
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup=150),
+            optimizer=OptimizerConfig(learning_rate=4e-3, warmup=150),
         ),
         precision=config.precision,
     )

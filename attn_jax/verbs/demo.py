@@ -15,7 +15,7 @@ class Demo:
 
     out: Path = Path("runs/demo")
     """Run folder."""
-    steps: int = 1700
+    steps: int = 2600
     """Updates."""
     seed: int = 1
     """Of the corpus and the training."""
