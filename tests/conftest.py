@@ -9,8 +9,9 @@ import pytest
 
 def pytest_configure(config):
     """Keeps compilation short, which is most of the time: plain kernels, few optimisations, one cache for a process."""
-    # XLA reads its flags at the first compilation; its newer kernels take two to three times as long to compile.
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    if jax.__version_info__[:2] == (0, 10):  # later ones do not know the flag, and XLA ends a process that gives it
+        # Read at the first compilation; the newer kernels take two to three times as long to compile.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     jax.config.update("jax_disable_most_optimizations", True)
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
