@@ -12,15 +12,23 @@ A jitted entry point closes over the model and compiles once for each shape::
 from attn_jax.decoding.beam import beam_search
 from attn_jax.decoding.forced import Forced, forced_decode
 from attn_jax.decoding.greedy import greedy
-from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, length_divisor, log_probabilities
+from attn_jax.decoding.history import BeamNode, BeamTree, beam_nodes
+from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, log_probabilities
+from attn_jax.decoding.penalties import coverage_penalty, length_divisor
 from attn_jax.decoding.rollout import rollout
+from attn_jax.decoding.rules import Rules
 from attn_jax.decoding.sampling import sample, truncate
 
 __all__ = [
     "IMPOSSIBLE",
+    "BeamNode",
+    "BeamTree",
     "Forced",
     "Hypotheses",
+    "Rules",
+    "beam_nodes",
     "beam_search",
+    "coverage_penalty",
     "forced_decode",
     "greedy",
     "length_divisor",

@@ -3,6 +3,9 @@
 Two sets of hypotheses a sentence: ``beam`` live ones, which a step extends, and a pool of the ``n_best`` best finished
 ones. Nothing but the model's own state moves when hypotheses overtake each other: tokens, attention rows and
 back-pointers are written once a step, and one walk back along the pointers reads the result at the end.
+
+With several groups each has its own slots and its own pool; they share the steps of the model, and a group is searched
+as if it were a sentence of its own, but that it avoids the tokens of the groups before it.
 """
 
 from __future__ import annotations
@@ -10,47 +13,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from attn_jax.decoding import topk
-from attn_jax.decoding.hypotheses import (
-    IMPOSSIBLE,
-    Hypotheses,
-    Step,
-    batch_size,
-    check_lengths,
-    first_tokens,
-    forbid,
-    length_divisor,
-    length_limits,
-    log_probabilities,
-    score_dtype,
-    widen,
-)
-from attn_jax.models.protocol import EOS_ID, PAD_ID, DecodeState
+from attn_jax.decoding.history import Ends, History, Tried, traceback, write
+from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, Step, log_probabilities
+from attn_jax.decoding.penalties import token_counts
+from attn_jax.decoding.rules import Begin, Rules, begin
+from attn_jax.models.protocol import EOS_ID, DecodeState
 
 Array = jax.Array
 
 
-class _Ends(NamedTuple):
-    """Last tokens of hypotheses, each ``[batch, n]``: enough to walk back from."""
+class _Carried(NamedTuple):
+    """What belongs to a live hypothesis and moves with it: leaves ``[batch, beam, ...]``."""
 
-    scores: Array  # over the length penalty
-    log_probs: Array
-    lengths: Array
-    tokens: Array  # the last token
-    parents: Array  # the slot it extends
-
-
-class _History(NamedTuple):
-    """What each step wrote: tokens and parents of the slots after the step, weights of the slots before it."""
-
-    tokens: Array  # [max_len, batch, beam]
-    parents: Array  # [max_len, batch, beam]
-    weights: Array | None  # [max_len, batch, beam, src_len]
+    dynamic: Any  # the model's
+    coverage: Array | None  # [batch, beam, src_len], the sum of its attention
+    past: Array | None  # [batch, beam, max_len], its tokens
 
 
 class _Search(NamedTuple):
@@ -58,11 +40,11 @@ class _Search(NamedTuple):
 
     position: Array  # tokens generated so far
     tokens: Array  # [batch, beam], the last ones
-    log_probs: Array  # [batch, beam], of the live hypotheses, falling
-    dynamic: Any  # leaves [batch, beam, ...]
+    log_probs: Array  # [batch, beam], of the live hypotheses
+    carried: _Carried
     done: Array  # [batch]
-    pool: _Ends  # [batch, n_best]
-    history: _History
+    pool: Ends  # [batch * groups, n_best // groups]
+    history: History
 
 
 def beam_search(
@@ -72,20 +54,24 @@ def beam_search(
     max_len: int,
     beam: int = 5,
     n_best: int = 1,
-    length_penalty: float | Array | str = 0.0,
-    min_len: int = 1,
-    active: Array | None = None,
-    row_max_len: Array | None = None,
-    first: Array | None = None,
+    groups: int = 1,
+    diversity: float | Array = 0.5,
+    return_tree: bool = False,
+    **rules: Any,
 ) -> Hypotheses:
-    """The ``n_best`` hypotheses with the highest ``log_prob / divisor(length)`` that a beam finds.
+    """The ``n_best`` finished hypotheses with the highest scores that a beam finds.
 
-    An ending counts when it is among the ``beam`` best continuations of its sentence; the ``beam`` best continuations
-    that do not end go on. A sentence is done when nothing it may still find can enter its pool: the best live
-    hypothesis, were it to lose no more probability and to end at its most favourable length, does not beat the worst of
-    a full pool. (With ``beam=1`` it is done at the first end: that is greedy decoding, whatever the penalty.) A
-    sentence that is done no longer changes, and the loop ends when all are. So neither padding nor the other sentences
-    change a result.
+    The ``beam`` most likely continuations of a sentence that do not end go on; an ending counts when it is among the
+    ``beam`` most likely of all. A sentence is done when nothing it may still find can enter its pool: the most likely
+    live hypothesis, were it to lose no more probability and to end at its most favourable length with all of its source
+    covered (no penalty, which is at most 0), does not beat the worst of a full pool. (With ``beam=1`` it is done at the
+    first end: that is greedy decoding, whatever the penalty.) A sentence that is done no longer changes, and the loop
+    ends when all are. So neither padding nor the other sentences change a result.
+
+    Diverse groups: the beam is divided evenly, and at each step a group ranks its continuations as if each were less
+    likely by ``diversity`` for every hypothesis of the groups before it that goes on with the same token. Only the
+    ranking knows of it: log-probabilities and scores are those of the model. Each group gives ``n_best / groups``
+    hypotheses, and two groups may find the same one; a sentence is done when all its groups are.
 
     Pure; jit it together with ``start`` and a model's parameters. It compiles once for each shape.
 
@@ -96,13 +82,10 @@ def beam_search(
       max_len: most tokens of a hypothesis, with end of sentence.
       beam: live hypotheses a sentence.
       n_best: hypotheses to return, at most ``beam``.
-      length_penalty: alpha of ``((5 + length) / 6) ** alpha`` (0: none), or ``"average"``; see ``length_divisor``.
-      min_len: least tokens of a hypothesis, with end of sentence.
-      active: ``[batch]`` bool; rows with False are empty slots and cost no step.
-      row_max_len: ``[batch]`` int, a limit for each row below ``max_len``. A limit that grows with the sentence belongs
-        here: ``max_len`` is one for the batch, so it would make a result depend on the other sentences.
-      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
-        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
+      groups: divides ``beam`` and ``n_best``.
+      diversity: strength, not negative, in nats; for several groups.
+      return_tree: keeps all that the search went through, in ``Hypotheses.tree``.
+      **rules: scores, lengths and constraints, see `attn_jax.decoding.rules.Rules`.
 
     Returns:
       ``Hypotheses``, ``[batch, n_best, ...]``.
@@ -113,6 +96,7 @@ def beam_search(
     References:
       Wu et al. 2016, Google's Neural Machine Translation System, section 7, arXiv:1609.08144. Huang, Zhao, Ma 2017,
       When to Finish? Optimal Beam Search for Neural Text Generation, arXiv:1809.00069 (stopping that loses nothing).
+      Vijayakumar et al. 2016, Diverse Beam Search, equation 5 with Hamming diversity, arXiv:1610.02424.
 
     >>> table = jnp.log(jnp.array([[0, 0, 0, 0.6, 0.4], [0, 0, 0.3, 0.3, 0.4], [0, 0, 0.9, 0, 0.1]]))
     >>> row = jnp.array([0, 0, 0, 1, 2])  # after a 3: 0.3 to end; after a 4: 0.9
@@ -121,78 +105,100 @@ def beam_search(
     >>> found.tokens[0].tolist(), [round(float(p), 3) for p in jnp.exp(found.log_probs[0])]
     ([[4, 2, 0], [3, 4, 2]], [0.36, 0.216])
     """
-    _check(beam, n_best, max_len, min_len)
-    batch = batch_size(state)
-    limits = length_limits(batch, max_len, active, row_max_len)
-    divisors = length_divisor(jnp.arange(max_len + 1), length_penalty)  # [max_len + 1]
-    most_favourable = _largest_ahead(divisors, limits)  # [max_len + 1, batch]
+    _check(beam, n_best, groups, diversity)
+    rules = Rules(**rules)
+    start = begin(step, state, rules, width=beam, max_len=max_len)
+    batch, width = start.tokens.shape[0], beam // groups
+    as_rows = partial(jnp.reshape, shape=(batch * groups, width))
+    most_favourable = jnp.repeat(_largest_ahead(start.divisors, start.limits), groups, axis=1)
 
     def advance(search: _Search) -> _Search:
-        logits, weights, after = step(search.tokens, state.replace(dynamic=search.dynamic))
+        dynamic, coverage, past = search.carried
+        logits, weights, after = step(search.tokens, state.replace(dynamic=dynamic))
         length = search.position + 1
-        live, parents, tokens, ended = _extend(search.log_probs, logits, search.position, min_len)
+        next_log_probs = rules.allowed(log_probabilities(logits), search.position, past)
+        live, parents, tokens, ended = _extend(search.log_probs, next_log_probs, groups, diversity)
 
-        scores = jnp.where(ended > IMPOSSIBLE / 2, ended / divisors[length], IMPOSSIBLE)
+        coverage = None if coverage is None else coverage + weights
+        scores = rules.score(ended, start.divisors[length], coverage)
         slots = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32), (batch, beam))
-        new = _Ends(scores, ended, jnp.full_like(slots, length), jnp.full_like(slots, EOS_ID), slots)
-        pool = _best(_concatenate(search.pool, new), n_best)
+        new = Ends(scores, ended, jnp.full_like(slots, length), jnp.full_like(slots, EOS_ID), slots)
+        pool = _best(_concatenate(search.pool, jax.tree.map(as_rows, new)), n_best // groups)
 
-        worst = pool.scores[:, -1]
-        hopeless = live[:, 0] / most_favourable[length] <= worst
+        worst, best_live = pool.scores[:, -1], as_rows(live).max(-1)
+        hopeless = best_live / most_favourable[length] <= worst
         if beam == 1:
             hopeless = worst > IMPOSSIBLE / 2
-        none_left = live[:, 0] < IMPOSSIBLE / 2
+        hopeless |= best_live < IMPOSSIBLE / 2
 
-        still = partial(jnp.where, search.done[:, None])  # what is done stays as it is
+        carried = _Carried(after.dynamic, coverage, past)
+        carried = _gather(carried, parents) if beam > 1 else carried
+        still = search.done[:, None]  # what is done stays as it is
+        pool_still = jnp.repeat(still, groups, axis=0)
+        if coverage is not None:
+            carried = carried._replace(coverage=jnp.where(still[..., None], search.carried.coverage, carried.coverage))
+        if past is not None:
+            carried = carried._replace(past=carried.past.at[:, :, search.position].set(tokens))
+        tried = None
+        if return_tree:
+            tried = Tried(*(jnp.where(still, IMPOSSIBLE, each) for each in (live, ended, scores)))
         return _Search(
             position=length,
             tokens=tokens,
-            log_probs=still(search.log_probs, live),
-            dynamic=_gather(after.dynamic, parents) if beam > 1 else after.dynamic,
-            done=search.done | hopeless | none_left | (length >= limits),
-            pool=jax.tree.map(still, search.pool, pool),
-            history=_write(search.history, search.position, tokens, parents, weights),
+            log_probs=jnp.where(still, search.log_probs, live),
+            carried=carried,
+            done=search.done | hopeless.reshape(batch, groups).all(-1) | (length >= start.limits),
+            pool=jax.tree.map(partial(jnp.where, pool_still), search.pool, pool),
+            history=write(search.history, search.position, History(tokens, parents, weights, tried)),
         )
 
     def unfinished(search: _Search) -> Array:
         return (search.position < max_len) & ~jnp.all(search.done)
 
-    begin = _begin(step, state, limits, first, beam=beam, n_best=n_best, max_len=max_len)
-    search = lax.while_loop(unfinished, advance, begin)
-    return _traceback(_with_truncated(search, limits, divisors), search.history)
+    search = _first(start, rules, max_len=max_len, n=n_best // groups, groups=groups, return_tree=return_tree)
+    search = lax.while_loop(unfinished, advance, search)
+    truncated = jax.tree.map(as_rows, _truncated(search, rules, start))
+    return traceback(_in_order(_filled_up(search.pool, truncated), groups), search.history)
 
 
-def _check(beam: int, n_best: int, max_len: int, min_len: int) -> None:
+def _check(beam: int, n_best: int, groups: int, diversity: float | Array) -> None:
     if beam < 1:
         raise ValueError(f"beam must be at least 1, found {beam}")
     if not 1 <= n_best <= beam:
         raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
-    check_lengths(max_len, min_len)
+    if groups < 1 or beam % groups or n_best % groups:
+        raise ValueError(f"groups must divide beam = {beam} and n_best = {n_best}, found {groups}")
+    if isinstance(diversity, int | float) and diversity < 0:
+        raise ValueError(f"diversity must not be negative, found {diversity}")
 
 
-def _begin(
-    step: Step, state: DecodeState, limits: Array, first: Array | None, *, beam: int, n_best: int, max_len: int
-) -> _Search:
-    """One live hypothesis a sentence, before its first token; the other slots of the beam are impossible."""
-    batch = limits.shape[0]
-    dynamic = widen(state.dynamic, beam)
-    tokens = first_tokens(batch, beam, first)
-    logits, weights, _ = jax.eval_shape(step, tokens, state.replace(dynamic=dynamic))
-    chex.assert_shape(logits, (batch, beam, None))
-    dtype = score_dtype(logits)
-    is_first = (jnp.arange(beam) == 0) & (limits > 0)[:, None]
+def _first(start: Begin, rules: Rules, *, max_len: int, n: int, groups: int, return_tree: bool) -> _Search:
+    """One live hypothesis a group, before its first token; the other slots of the beam are impossible."""
+    batch, beam = start.tokens.shape
+    is_first = (jnp.arange(beam) % (beam // groups) == 0) & (start.limits > 0)[:, None]
 
-    nothing = jnp.full((batch, n_best), IMPOSSIBLE, dtype)
-    none = jnp.zeros((batch, n_best), jnp.int32)
+    nothing = jnp.full((batch * groups, n), IMPOSSIBLE, start.dtype)
+    none = jnp.zeros((batch * groups, n), jnp.int32)
     past = jnp.zeros((max_len, batch, beam), jnp.int32)
+    looked = start.weights
+    tried = jnp.full((max_len, batch, beam), IMPOSSIBLE, start.dtype)
     return _Search(
         position=jnp.zeros((), jnp.int32),
-        tokens=tokens,
-        log_probs=jnp.where(is_first, 0.0, IMPOSSIBLE).astype(dtype),
-        dynamic=dynamic,
-        done=limits == 0,
-        pool=_Ends(nothing, nothing, none, none, none),
-        history=_History(past, past, None if weights is None else jnp.zeros((max_len, *weights.shape), weights.dtype)),
+        tokens=start.tokens,
+        log_probs=jnp.where(is_first, 0.0, IMPOSSIBLE).astype(start.dtype),
+        carried=_Carried(
+            dynamic=start.dynamic,
+            coverage=jnp.zeros(looked.shape, looked.dtype) if rules.covers else None,
+            past=jnp.zeros((batch, beam, max_len), jnp.int32) if rules.no_repeat_ngram else None,
+        ),
+        done=start.limits == 0,
+        pool=Ends(nothing, nothing, none, none, none),
+        history=History(
+            tokens=past,
+            parents=past,
+            weights=None if looked is None else jnp.zeros((max_len, *looked.shape), looked.dtype),
+            tried=Tried(tried, tried, tried) if return_tree else None,
+        ),
     )
 
 
@@ -208,38 +214,53 @@ def _largest_ahead(divisors: Array, limits: Array) -> Array:
     return jnp.maximum(jnp.pad(ahead, ((0, 1), (0, 0))), jnp.finfo(ahead.dtype).tiny)
 
 
-def _extend(log_probs: Array, logits: Array, position: Array, min_len: int) -> tuple[Array, Array, Array, Array]:
-    """The best continuations of live hypotheses.
-
-    Sums are ranked relative to the best live hypothesis, so that float32 tells continuations apart as well after a
-    hundred tokens as after one, and a beam of one ranks exactly as greedy decoding does.
+def _extend(
+    log_probs: Array, next_log_probs: Array, groups: int, diversity: float | Array
+) -> tuple[Array, Array, Array, Array]:
+    """The best continuations of live hypotheses, group by group.
 
     Args:
-      log_probs: ``[batch, beam]``, falling.
-      logits: ``[batch, beam, vocab]``.
-      position: tokens so far.
-      min_len: least tokens of a hypothesis.
+      log_probs: ``[batch, beam]``.
+      next_log_probs: ``[batch, beam, vocab]``.
+      groups: how many share the beam.
+      diversity: what a continuation loses for each earlier group's hypothesis that goes on with the same token.
 
     Returns:
       ``log_probs``, ``parents``, ``tokens`` of the hypotheses that go on; and for each slot the log-probability with an
-      end, ``IMPOSSIBLE`` when that is not among the ``beam`` best continuations. All ``[batch, beam]``.
+      end, ``IMPOSSIBLE`` when that is not among the best continuations of its group. All ``[batch, beam]``.
     """
-    batch, beam, vocab = logits.shape
-    best = log_probs[:, :1]
+    width, vocab = log_probs.shape[1] // groups, next_log_probs.shape[-1]
+    found, lost = [], None
+    for group in range(groups):
+        slots = slice(group * width, (group + 1) * width)
+        live, parents, tokens, ended = _extend_group(log_probs[:, slots], next_log_probs[:, slots], lost)
+        found.append((live, parents + group * width, tokens, ended))
+        if group + 1 < groups:
+            more = diversity * token_counts(tokens, live > IMPOSSIBLE / 2, vocab)
+            lost = more if lost is None else lost + more
+    return found[0] if groups == 1 else tuple(jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+
+
+def _extend_group(log_probs: Array, next_log_probs: Array, lost: Array | None) -> tuple[Array, Array, Array, Array]:
+    """`_extend` for one group, whose continuations rank lower by ``lost [batch, vocab]``.
+
+    Sums are ranked relative to the best live hypothesis, so that float32 tells continuations apart as well after a
+    hundred tokens as after one, and a beam of one ranks exactly as greedy decoding does.
+    """
+    batch, width, vocab = next_log_probs.shape
+    best = log_probs.max(-1, keepdims=True)
     behind = log_probs - best
-    next_log_probs = forbid(log_probabilities(logits), position, min_len)
     ends = behind + next_log_probs[..., EOS_ID]
     goes_on = behind[..., None] + jnp.where(jnp.arange(vocab) == EOS_ID, IMPOSSIBLE, next_log_probs)
-    live, index = topk.top_k(goes_on.reshape(batch, beam * vocab), beam)
+    goes_on = goes_on.reshape(batch, width * vocab)
+    ranked = goes_on if lost is None else goes_on - jnp.tile(lost.astype(goes_on.dtype), (1, width))
+    live, index = topk.top_k(ranked, width)
 
-    last_that_counts = lax.top_k(jnp.concatenate([ends, live], -1), beam)[0][:, -1:]
+    last_that_counts = lax.top_k(jnp.concatenate([ends, live], -1), width)[0][:, -1:]
     ended = jnp.where(ends >= last_that_counts, best + ends, IMPOSSIBLE)
+    if lost is not None:
+        live = jnp.take_along_axis(goes_on, index, axis=-1, mode="promise_in_bounds")
     return best + live, index // vocab, index % vocab, ended
-
-
-def _write(history: _History, position: Array, tokens: Array, parents: Array, weights: Array | None) -> _History:
-    new = _History(tokens, parents, weights)
-    return jax.tree.map(lambda past, now: lax.dynamic_update_index_in_dim(past, now, position, 0), history, new)
 
 
 def _gather(tree: Any, index: Array) -> Any:
@@ -248,57 +269,40 @@ def _gather(tree: Any, index: Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.at[rows, index].get(mode="promise_in_bounds"), tree)
 
 
-def _concatenate(first: _Ends, second: _Ends) -> _Ends:
+def _concatenate(first: Ends, second: Ends) -> Ends:
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), first, second)
 
 
-def _best(ends: _Ends, n: int) -> _Ends:
+def _best(ends: Ends, n: int) -> Ends:
     """The ``n`` with the highest scores, falling; the first one in a tie."""
     return _gather(ends, lax.top_k(ends.scores, n)[1])
 
 
-def _with_truncated(search: _Search, limits: Array, divisors: Array) -> _Ends:
-    """The pool, its empty slots filled with the live hypotheses that met the limit."""
-    last = jnp.maximum(limits - 1, 0)
-    lengths = jnp.broadcast_to(limits[:, None], search.log_probs.shape)
-    truncated = _Ends(
-        scores=jnp.where(search.log_probs > IMPOSSIBLE / 2, search.log_probs / divisors[lengths], IMPOSSIBLE),
+def _truncated(search: _Search, rules: Rules, start: Begin) -> Ends:
+    """The live hypotheses that met the limit, ``[batch, beam]``, as they are; likeliest first in each group."""
+    last = jnp.maximum(start.limits - 1, 0)
+    lengths = jnp.broadcast_to(start.limits[:, None], search.log_probs.shape)
+    return Ends(
+        scores=rules.score(search.log_probs, start.divisors[lengths], search.carried.coverage),
         log_probs=search.log_probs,
         lengths=lengths,
         tokens=search.history.tokens[last, jnp.arange(last.shape[0])],
         parents=search.history.parents[last, jnp.arange(last.shape[0])],
     )
-    both = _concatenate(search.pool, truncated)
+
+
+def _filled_up(pool: Ends, truncated: Ends) -> Ends:
+    """The pool, its empty slots filled with hypotheses that met the limit."""
+    n = pool.scores.shape[1]
+    both = _concatenate(pool, _best(truncated, n))
     exists = (both.scores > IMPOSSIBLE / 2).astype(jnp.int32)
-    return _gather(both, lax.top_k(exists, search.pool.scores.shape[1])[1])  # keeps the order of those that exist
+    return _gather(both, lax.top_k(exists, n)[1])  # keeps the order of those that exist
 
 
-def _traceback(ends: _Ends, history: _History) -> Hypotheses:
-    """Walks from the last tokens back along the pointers, and reads tokens and attention on the way."""
-    exists = ends.scores > IMPOSSIBLE / 2  # [batch, n_best]
-    lengths = jnp.where(exists, ends.lengths, 0)
-    rows = jnp.arange(lengths.shape[0])[:, None]
-
-    def back(slots: Array, position: Array) -> tuple[Array, tuple[Array, Array]]:
-        inside = position < lengths - 1
-        here = (position, rows, slots)
-        tokens = jnp.where(inside, history.tokens[here], jnp.where(position < lengths, ends.tokens, PAD_ID))
-        slots = jnp.where(inside, history.parents[here], slots)
-        return slots, (tokens, slots)
-
-    positions = jnp.arange(history.tokens.shape[0])
-    _, (tokens, slots) = lax.scan(back, ends.parents, positions, reverse=True)  # [max_len, batch, n_best]
-
-    weights = history.weights
-    if weights is not None:
-        weights = weights[positions[:, None, None], rows, slots]  # [max_len, batch, n_best, src_len]
-        weights = jnp.where((positions[:, None, None] < lengths)[..., None], weights, 0)
-        weights = jnp.moveaxis(weights, 0, 2)
-    return Hypotheses(
-        tokens=jnp.moveaxis(tokens, 0, 2),
-        lengths=lengths,
-        log_probs=jnp.where(exists, ends.log_probs, IMPOSSIBLE),
-        scores=ends.scores,
-        finished=exists & (ends.tokens == EOS_ID),
-        weights=weights,
-    )
+def _in_order(ends: Ends, groups: int) -> Ends:
+    """The hypotheses of all groups of a sentence, ``[batch, n_best]``: finished ones first, then by score."""
+    if groups == 1:
+        return ends
+    ends = jax.tree.map(lambda leaf: leaf.reshape(-1, groups * leaf.shape[1]), ends)
+    exists = ends.scores > IMPOSSIBLE / 2
+    return _gather(ends, jnp.lexsort((-ends.scores, ends.tokens != EOS_ID, ~exists)))

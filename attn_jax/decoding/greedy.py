@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from attn_jax.decoding import topk
@@ -17,11 +19,7 @@ def greedy(
     state: DecodeState,
     *,
     max_len: int,
-    length_penalty: float | Array | str = 0.0,
-    min_len: int = 1,
-    active: Array | None = None,
-    row_max_len: Array | None = None,
-    first: Array | None = None,
+    **rules: Any,
 ) -> Hypotheses:
     """``token_t = argmax p(token | token_1 ... token_{t-1}, source)``, until the end of sentence.
 
@@ -32,12 +30,7 @@ def greedy(
       step: ``(tokens [batch, 1], state) -> (logits [batch, 1, vocab], weights [batch, 1, src_len] or None, state)``.
       state: fresh from ``start``, made for at least ``max_len`` steps.
       max_len: most tokens of a hypothesis, with end of sentence.
-      length_penalty: for the scores only; see ``length_divisor``.
-      min_len: least tokens of a hypothesis, with end of sentence.
-      active: ``[batch]`` bool; rows with False are empty slots and cost no step.
-      row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
-      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
-        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
+      **rules: scores, lengths and constraints, see `attn_jax.decoding.rules.Rules`.
 
     Returns:
       ``Hypotheses``, ``[batch, 1, ...]``.
@@ -53,14 +46,4 @@ def greedy(
     >>> found.tokens[0, 0].tolist(), round(float(jnp.exp(found.log_probs[0, 0])), 3)
     ([3, 4, 2, 0], 0.216)
     """
-    return rollout(
-        step,
-        state,
-        lambda log_probs, position: topk.argmax(log_probs),
-        max_len=max_len,
-        length_penalty=length_penalty,
-        min_len=min_len,
-        active=active,
-        row_max_len=row_max_len,
-        first=first,
-    )
+    return rollout(step, state, lambda log_probs, position: topk.argmax(log_probs), max_len=max_len, **rules)

@@ -1,4 +1,4 @@
-"""What every search returns, and the few rules that all searches share: scores, forbidden tokens, length limits."""
+"""What every search returns, and what they all need to read a decoder: log-probabilities, widths, first tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, DecodeState
+from attn_jax.models.protocol import BOS_ID, DecodeState
 
 Array = jax.Array
 Step = Callable[[Array, DecodeState], tuple[Array, Array | None, DecodeState]]
@@ -37,6 +36,7 @@ class Hypotheses:
       finished: ``[batch, n_best]`` bool, whether the hypothesis ends with ``EOS_ID``.
       weights: ``[batch, n_best, max_len, src_len]``, row t is the attention that chose token t; 0 after the end. None
         when the decoder gives no weights.
+      tree: what a beam search went through, if asked for; see `attn_jax.decoding.history.BeamTree`.
     """
 
     tokens: Array
@@ -45,35 +45,7 @@ class Hypotheses:
     scores: Array
     finished: Array
     weights: Array | None = None
-
-
-def length_divisor(lengths: Array, penalty: float | Array | str) -> Array:
-    """Length penalty: ``score = log_prob / ((5 + length) / 6) ** alpha``, or ``log_prob / length`` for ``"average"``.
-
-    Args:
-      lengths: any shape, number of tokens with end of sentence.
-      penalty: alpha (0 = none, larger favours longer; may be traced), or ``"average"``.
-
-    Returns:
-      float32 divisors, shaped like ``lengths``.
-
-    Raises:
-      ValueError: for another string.
-
-    References:
-      Wu et al. 2016, Google's Neural Machine Translation System, section 7, equation 14, arXiv:1609.08144.
-
-    >>> [round(float(d), 3) for d in length_divisor(jnp.array([1, 7]), 1.0)]
-    [1.0, 2.0]
-    >>> length_divisor(jnp.array([1, 7]), "average").tolist()
-    [1.0, 7.0]
-    """
-    lengths = jnp.asarray(lengths).astype(jnp.float32)
-    if isinstance(penalty, str):
-        if penalty != "average":
-            raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {penalty!r}")
-        return jnp.maximum(lengths, 1.0)
-    return ((5.0 + lengths) / 6.0) ** penalty
+    tree: Any = None
 
 
 def log_probabilities(logits: Array) -> Array:
@@ -100,49 +72,6 @@ def score_dtype(logits: Any) -> Any:
     'float32'
     """
     return jnp.promote_types(logits.dtype, jnp.float32)
-
-
-def forbid(log_probs: Array, position: Array | int, min_len: int) -> Array:
-    """Makes impossible what no search generates: padding, begin of sentence, and an end before ``min_len`` tokens.
-
-    The rest is not renormalised: the scores stay those of the model.
-
-    Args:
-      log_probs: ``[..., vocab]``.
-      position: tokens generated so far.
-      min_len: least length of a hypothesis, in tokens with end of sentence.
-
-    Returns:
-      ``[..., vocab]``.
-
-    >>> forbid(jnp.zeros(5), position=0, min_len=2).tolist() == [IMPOSSIBLE] * 3 + [0, 0]
-    True
-    """
-    ids = jnp.arange(log_probs.shape[-1])
-    too_early = jnp.asarray(position) + 1 < min_len
-    forbidden = (ids == PAD_ID) | (ids == BOS_ID) | ((ids == EOS_ID) & too_early)
-    return jnp.where(forbidden, IMPOSSIBLE, log_probs)
-
-
-def length_limits(batch: int, max_len: int, active: Array | None, row_max_len: Array | None) -> Array:
-    """The most tokens each sentence may get: ``min(max_len, row_max_len)``, 0 for the rows that are not active.
-
-    Args:
-      batch: number of rows.
-      max_len: the limit for all rows.
-      active: ``[batch]`` bool, False for rows that only fill up the batch. None: all are sentences.
-      row_max_len: ``[batch]`` int, each row's own limit. None: ``max_len``.
-
-    Returns:
-      ``[batch]`` int32.
-
-    >>> length_limits(3, 9, jnp.array([True, True, False]), jnp.array([4, 20, 4])).tolist()
-    [4, 9, 0]
-    """
-    limits = jnp.full((batch,), max_len, jnp.int32)
-    if row_max_len is not None:
-        limits = jnp.clip(jnp.asarray(row_max_len).astype(jnp.int32), 0, max_len)
-    return limits if active is None else jnp.where(active, limits, 0)
 
 
 def widen(dynamic: Any, width: int) -> Any:
@@ -193,14 +122,3 @@ def batch_size(state: DecodeState) -> int:
     4
     """
     return jax.tree.leaves((state.dynamic, state.memory))[0].shape[0]
-
-
-def check_lengths(max_len: int, min_len: int) -> None:
-    """Raises ValueError unless ``1 <= max_len`` and ``min_len <= max_len``.
-
-    >>> check_lengths(max_len=5, min_len=1)
-    """
-    if not isinstance(max_len, int | np.integer) or max_len < 1:
-        raise ValueError(f"max_len must be a whole number, at least 1 (it counts end of sentence), found {max_len!r}")
-    if min_len > max_len:
-        raise ValueError(f"min_len must be at most max_len = {max_len}, found {min_len}")

@@ -5,25 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attn_jax.decoding.hypotheses import (
-    IMPOSSIBLE,
-    Hypotheses,
-    Step,
-    batch_size,
-    check_lengths,
-    first_tokens,
-    forbid,
-    length_divisor,
-    length_limits,
-    log_probabilities,
-    score_dtype,
-    widen,
-)
+from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, Step, log_probabilities
+from attn_jax.decoding.rules import Rules, begin
 from attn_jax.models.protocol import EOS_ID, PAD_ID, DecodeState
 
 Array = jax.Array
@@ -49,11 +36,7 @@ def rollout(
     *,
     max_len: int,
     width: int = 1,
-    length_penalty: float | Array | str = 0.0,
-    min_len: int = 1,
-    active: Array | None = None,
-    row_max_len: Array | None = None,
-    first: Array | None = None,
+    **rules: Any,
 ) -> Hypotheses:
     """Decodes ``width`` independent hypotheses a sentence, one chosen token after another, until all have ended.
 
@@ -64,12 +47,7 @@ def rollout(
         the log-probability ``IMPOSSIBLE``.
       max_len: most tokens of a hypothesis, with end of sentence.
       width: hypotheses a sentence.
-      length_penalty: for the scores only; see ``length_divisor``.
-      min_len: least tokens of a hypothesis, with end of sentence.
-      active: ``[batch]`` bool; rows with False are empty slots and cost no step.
-      row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
-      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
-        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
+      **rules: scores, lengths and constraints, see `attn_jax.decoding.rules.Rules`.
 
     Returns:
       ``Hypotheses``, ``[batch, width, ...]``, in the order of the slots.
@@ -84,17 +62,14 @@ def rollout(
     """
     if width < 1:
         raise ValueError(f"width must be at least 1, found {width}")
-    check_lengths(max_len, min_len)
-    batch = batch_size(state)
-    limits = length_limits(batch, max_len, active, row_max_len)[:, None]
-    first = first_tokens(batch, width, first)
-    dynamic = widen(state.dynamic, width)
-    logits, weights, _ = jax.eval_shape(step, first, state.replace(dynamic=dynamic))
-    chex.assert_shape(logits, (batch, width, None))
+    rules = Rules(**rules)
+    start = begin(step, state, rules, width=width, max_len=max_len)
+    batch, limits = start.tokens.shape[0], start.limits[:, None]
 
     def advance(now: _Rollout) -> _Rollout:
         logits, weights, after = step(now.last, state.replace(dynamic=now.dynamic))
-        log_probs = forbid(log_probabilities(logits), now.position, min_len)
+        past = jnp.moveaxis(now.tokens, 0, -1) if rules.no_repeat_ngram else None
+        log_probs = rules.allowed(log_probabilities(logits), now.position, past)
         tokens = choose(log_probs, now.position).astype(jnp.int32)
         chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1, mode="clip")[..., 0]
         tokens = jnp.where(now.done, PAD_ID, tokens)
@@ -116,23 +91,25 @@ def rollout(
     def unfinished(now: _Rollout) -> Array:
         return (now.position < max_len) & ~jnp.all(now.done)
 
-    begin = _Rollout(
+    looked = start.weights
+    end = _Rollout(
         position=jnp.zeros((), jnp.int32),
-        last=first,
-        dynamic=dynamic,
+        last=start.tokens,
+        dynamic=start.dynamic,
         done=jnp.broadcast_to(limits == 0, (batch, width)),
         lengths=jnp.zeros((batch, width), jnp.int32),
-        log_probs=jnp.zeros((batch, width), score_dtype(logits)),
+        log_probs=jnp.zeros((batch, width), start.dtype),
         tokens=jnp.full((max_len, batch, width), PAD_ID, jnp.int32),
-        weights=None if weights is None else jnp.zeros((max_len, *weights.shape), weights.dtype),
+        weights=None if looked is None else jnp.zeros((max_len, *looked.shape), looked.dtype),
     )
-    end = lax.while_loop(unfinished, advance, begin)
-    exists = end.lengths > 0
+    end = lax.while_loop(unfinished, advance, end)
+    log_probs = jnp.where(end.lengths > 0, end.log_probs, IMPOSSIBLE)
+    coverage = end.weights.sum(0) if rules.covers else None
     return Hypotheses(
         tokens=jnp.moveaxis(end.tokens, 0, 2),
         lengths=end.lengths,
-        log_probs=jnp.where(exists, end.log_probs, IMPOSSIBLE),
-        scores=jnp.where(exists, end.log_probs / length_divisor(end.lengths, length_penalty), IMPOSSIBLE),
+        log_probs=log_probs,
+        scores=rules.score(log_probs, start.divisors[end.lengths], coverage),
         finished=jnp.any(end.tokens == EOS_ID, axis=0),
         weights=None if end.weights is None else jnp.moveaxis(end.weights, 0, 2),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -26,11 +28,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | Array | None = None,
     min_p: float | Array | None = None,
-    length_penalty: float | Array | str = 0.0,
-    min_len: int = 1,
-    active: Array | None = None,
-    row_max_len: Array | None = None,
-    first: Array | None = None,
+    **rules: Any,
 ) -> Hypotheses:
     """Draws ``num_samples`` hypotheses a sentence, ``token ~ softmax(truncate(log_probs / temperature))``.
 
@@ -48,12 +46,7 @@ def sample(
       top_k: keep the ``top_k`` most likely tokens.
       top_p: keep the fewest most likely tokens that have probability ``top_p`` together, within (0, 1].
       min_p: keep tokens with at least ``min_p`` times the probability of the most likely one, within [0, 1].
-      length_penalty: for the scores only; see ``length_divisor``.
-      min_len: least tokens of a hypothesis, with end of sentence.
-      active: ``[batch]`` bool; rows with False are empty slots and cost no step.
-      row_max_len: ``[batch]`` int, a limit for each row below ``max_len``.
-      first: ``[batch]`` ids to feed first, for a state that has read a ``prefix`` (see
-        `attn_jax.models.protocol.Decoder.start`): the last forced token. None: ``BOS_ID``. Neither is part of a result.
+      **rules: scores, lengths and constraints, see `attn_jax.decoding.rules.Rules`.
 
     Returns:
       ``Hypotheses``, ``[batch, num_samples, ...]`` in the order of the draws. ``log_probs`` are those of the model, not
@@ -86,18 +79,7 @@ def sample(
         kept = truncate(log_probs / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         return topk.argmax(kept + jax.vmap(jax.vmap(gumbel))(of_sample))
 
-    return rollout(
-        step,
-        state,
-        choose,
-        max_len=max_len,
-        width=num_samples,
-        length_penalty=length_penalty,
-        min_len=min_len,
-        active=active,
-        row_max_len=row_max_len,
-        first=first,
-    )
+    return rollout(step, state, choose, max_len=max_len, width=num_samples, **rules)
 
 
 def truncate(
