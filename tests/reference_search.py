@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
+
 from attn_jax.decoding import Hypotheses
 from attn_jax.models.protocol import EOS_ID
 
@@ -10,6 +14,39 @@ MAX_LEN, VOCAB = 4, 6
 
 def divisor(length, penalty):
     return float(length) if penalty == "average" else ((5 + length) / 6) ** penalty
+
+
+class Sentence:
+    """A row of a batch under the rules of a search."""
+
+    def __init__(self, toy, batch, row, penalty=0.0, *, min_len=1, coverage=0.0, ngram=0, prefix=()):
+        self.toy, self.src, self.mask = toy, batch.src[row], batch.src_mask[row]
+        self.penalty, self.min_len, self.coverage, self.ngram = penalty, min_len, coverage, ngram
+        self.prefix = [token for token in prefix if token]
+
+    def following(self, tokens, vocab):
+        """(token, log-probability) of all that may follow."""
+        log_probs = self.toy.log_probs_after(self.src, self.mask, tokens)
+        if len(tokens) < len(self.prefix):
+            forced = self.prefix[len(tokens)]
+            return [(forced, log_probs[forced])]
+        return [
+            (token, log_probs[token])
+            for token in range(EOS_ID, vocab)
+            if not (token == EOS_ID and len(tokens) + 1 < self.min_len) and not self.repeats([*tokens, token])
+        ]
+
+    def repeats(self, tokens):
+        grams = [tuple(tokens[i : i + self.ngram]) for i in range(len(tokens) - self.ngram + 1)]
+        return bool(self.ngram) and grams[-1:] and grams[-1] in grams[:-1]
+
+    def outcome(self, tokens, log_prob):
+        """(tokens, log_prob, score, finished)."""
+        score = log_prob / divisor(len(tokens), self.penalty)
+        if self.coverage:
+            looked = sum(self.toy.weights_after(self.src, self.mask, tokens[:t]) for t in range(len(tokens)))
+            score += self.coverage * np.log(np.clip(looked[self.mask], 1e-6, 1.0)).sum()
+        return tokens, log_prob, score, tokens[-1] == EOS_ID
 
 
 def outcomes(hypotheses: Hypotheses, row: int):
@@ -25,42 +62,45 @@ def outcomes(hypotheses: Hypotheses, row: int):
     ]
 
 
-def brute_force(toy, batch, row, penalty, *, max_len=MAX_LEN, vocab=VOCAB, min_len=1):
-    """Every sequence there is, best first: finished ones by score, then those cut at ``max_len``."""
-    src, src_mask = batch.src[row], batch.src_mask[row]
-    found = []
-
-    def visit(prefix, log_prob):
-        following = toy.log_probs_after(src, src_mask, prefix)
-        length = len(prefix) + 1
-        if length >= min_len:
-            total = log_prob + following[EOS_ID]
-            found.append(([*prefix, EOS_ID], total, total / divisor(length, penalty), True))
-        for token in range(EOS_ID + 1, vocab):
-            total = log_prob + following[token]
-            if length == max_len:
-                found.append(([*prefix, token], total, total / divisor(length, penalty), False))
-            else:
-                visit([*prefix, token], total)
-
-    visit([], 0.0)
+def in_order(found):
     return sorted(found, key=lambda one: (one[3], one[2]), reverse=True)
 
 
-def plain_beam(toy, batch, row, penalty, *, max_len, vocab, beam, n_best):
-    """Beam search in lists, which never stops early."""
-    src, src_mask = batch.src[row], batch.src_mask[row]
-    live, pool = [([], 0.0)], []
-    for length in range(1, max_len + 1):
-        grown = [
-            ([*prefix, token], log_prob + following[token])
-            for prefix, log_prob in live
-            for following in [toy.log_probs_after(src, src_mask, prefix)]
-            for token in range(EOS_ID, vocab)
-        ]
-        grown.sort(key=lambda one: one[1], reverse=True)
-        pool += [(t, p, p / divisor(length, penalty), True) for t, p in grown[:beam] if t[-1] == EOS_ID]
-        live = [one for one in grown if one[0][-1] != EOS_ID][:beam]
-    pool.sort(key=lambda one: one[2], reverse=True)
-    cut = [(t, p, p / divisor(max_len, penalty), False) for t, p in live]
-    return (pool + cut)[:n_best]
+def brute_force(toy, batch, row, penalty, *, max_len=MAX_LEN, vocab=VOCAB, **rules):
+    """Every sequence there is, best first: finished ones by score, then those cut at ``max_len``."""
+    sentence, found = Sentence(toy, batch, row, penalty, **rules), []
+
+    def visit(tokens, log_prob):
+        if tokens and (tokens[-1] == EOS_ID or len(tokens) == max_len):
+            found.append(sentence.outcome(tokens, log_prob))
+        else:
+            for token, more in sentence.following(tokens, vocab):
+                visit([*tokens, token], log_prob + more)
+
+    visit([], 0.0)
+    return in_order(found)
+
+
+def plain_beam(toy, batch, row, penalty, *, max_len, vocab, beam, n_best, groups=1, diversity=0.0, tree=None, **rules):
+    """Beam search in lists, which never stops early; ``tree`` collects every hypothesis it goes through."""
+    sentence, width, n = Sentence(toy, batch, row, penalty, **rules), beam // groups, n_best // groups
+    live, pools = [[([], 0.0)] for _ in range(groups)], [[] for _ in range(groups)]
+    for _ in range(max_len):
+        used = Counter()
+        for group in range(groups):
+            grown = [
+                ([*tokens, token], log_prob + more, log_prob + more - (token != EOS_ID) * diversity * used[token])
+                for tokens, log_prob in live[group]
+                for token, more in sentence.following(tokens, vocab)
+            ]
+            grown.sort(key=lambda one: one[2], reverse=True)
+            ended = [sentence.outcome(t, p) for t, p, _ in grown[:width] if t[-1] == EOS_ID]
+            live[group] = [(t, p) for t, p, _ in grown if t[-1] != EOS_ID][:width]
+            pools[group] += ended
+            if tree is not None:
+                tree += [(tuple(t), p) for t, p, *_ in (*ended, *live[group])]
+            used.update(t[-1] for t, _ in live[group])
+    found = []
+    for pool, cut in zip(pools, live, strict=True):
+        found += (in_order(pool) + in_order(sentence.outcome(t, p) for t, p in cut))[:n]
+    return in_order(found)

@@ -68,3 +68,17 @@ def test_a_mask_says_what_counts():
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(AssertionError, match="shape"):
         forced_decode(None, DecodeState(None, None), TGT, np.ones((3, 4), bool))
+
+
+def test_alternatives_at_each_step():
+    toy = ToyDecoder(TABLES)
+    top = jax.jit(lambda batch, tgt: forced_decode(toy.step, toy.start(batch, 6), tgt, top_k=3))
+    forced, plain = jax.device_get((top(BATCH, TGT), run(BATCH, TGT)))
+    assert plain.top_tokens is None and forced.top_tokens.shape == forced.top_log_probs.shape == (3, 5, 3)
+    np.testing.assert_allclose(forced.token_log_probs, plain.token_log_probs, atol=1e-6)
+    for row, tokens in enumerate(TGT.tolist()):
+        for t, token in enumerate(tokens):
+            expected = toy.log_probs_after(BATCH.src[row], BATCH.src_mask[row], tokens[:t])
+            best = 2 + np.argsort(-expected[2:])[:3] if token else np.zeros(3, int)  # neither padding nor a begin
+            assert forced.top_tokens[row, t].tolist() == best.tolist()
+            np.testing.assert_allclose(forced.top_log_probs[row, t], expected[best] if token else 0, atol=1e-5)

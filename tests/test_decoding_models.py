@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from functools import cache, partial
 
 import jax
@@ -10,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.decoding import beam_search, forced_decode, greedy, sample
+from attn_jax.decoding import Ensemble, beam_search, ensemble_params, forced_decode, greedy, sample
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.models.transformer import Transformer, TransformerConfig
+from tests.jaxprs import equations
 
 VOCAB, MAX_LEN = 6, 3
 WORDS = range(EOS_ID + 1, VOCAB)
 WIDE = 9 * 4  # at the last step: 9 prefixes of 2 words, each may end or go on with one of 3
 FAMILIES = ("recurrent", "transformer")
+ALL = (*FAMILIES, "ensemble")
 
 
 def make(family):
@@ -41,6 +44,9 @@ BATCH = batch_of(SOURCES, 5)
 @cache
 def model_and_variables(family):
     """A model with random parameters, large enough for sentences that differ, and not eager to end them."""
+    if family == "ensemble":
+        models, members = zip(*map(model_and_variables, FAMILIES), strict=True)
+        return Ensemble(models), {"params": ensemble_params([variables["params"] for variables in members])}
     model = make(family)
     example = BATCH.replace(tgt=np.full((3, 2), 3), tgt_mask=np.ones((3, 2), bool))
     leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), example))
@@ -75,6 +81,8 @@ def whole_pass(family):
 
 def log_probs_of(family, source, targets):
     """``log p(token)`` at every position of the targets ``[n, time]``, from one teacher-forced pass."""
+    if family == "ensemble":
+        return np.mean([log_probs_of(member, source, targets) for member in FAMILIES], axis=0)
     batch = batch_of([source] * len(targets), len(source))
     logits = whole_pass(family)(batch.replace(tgt=targets, tgt_mask=targets != PAD_ID))
     return np.asarray(jax.nn.log_softmax(logits))
@@ -91,7 +99,7 @@ def every_sequence(family, source):
     return sorted(outcomes, key=lambda one: (one[2], one[1]), reverse=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_wide_beam_is_brute_force(family):
     found = searcher(family, beam_search, beam=WIDE, n_best=20)(BATCH)
     for row, source in enumerate(SOURCES):
@@ -103,7 +111,7 @@ def test_a_wide_beam_is_brute_force(family):
     assert len({row.tobytes() for row in found.tokens}) > 1  # the source matters
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_beam_of_one_is_greedy(family):
     narrow = searcher(family, beam_search, beam=1, max_len=6)(BATCH)
     plain = searcher(family, greedy, max_len=6)(BATCH)
@@ -171,15 +179,58 @@ def test_what_a_wrong_first_token_says(search):
             jax.eval_shape(lambda state, first=first: search(step, state, max_len=2, first=jnp.asarray(first)), state)
 
 
-def test_forced_decoding_scores_what_a_search_found():
-    found = searcher("recurrent", beam_search, beam=3, n_best=3, max_len=6, length_penalty=0.6)(BATCH)
-    model, variables = model_and_variables("recurrent")
+@pytest.mark.parametrize("family", ALL)
+def test_attention_is_exact_under_every_rule(family):
+    """Of every hypothesis of two diverse groups, and the sums that the members of an ensemble give it."""
+    model, variables = model_and_variables(family)
+    start = partial(model.apply, variables, method="start")
+    step = partial(model.apply, variables, method="step")
+    rules = {"beam": 6, "n_best": 4, "groups": 2, "length_penalty": 0.6, "coverage_penalty": 0.3, "max_len": 6,
+             "no_repeat_ngram": 2, "min_len": 2, "src_mask": BATCH.src_mask}  # fmt: skip
 
     @jax.jit
-    def score(tokens):
-        state = model.apply(variables, BATCH, 6, method="start")
-        return forced_decode(partial(model.apply, variables, method="step"), state, tokens)
+    def run(batch):
+        found = beam_search(step, start(batch, 6), prefix=np.array([[4, 3], [5, 0], [0, 0]]), **rules)
+        return found, forced_decode(step, start(batch, 6), found.tokens)
 
-    forced = score(found.tokens)
-    np.testing.assert_allclose(found.log_probs, forced.log_probs, atol=1e-4)
+    found, forced = jax.device_get(run(BATCH))
+    assert (found.lengths > 2).all() and found.finished.any()
+    assert found.tokens[0, :, :2].tolist() == [[4, 3]] * 4 and found.tokens[1, :, 0].tolist() == [5] * 4
+    np.testing.assert_allclose(found.log_probs, forced.log_probs, atol=2e-5)
     np.testing.assert_allclose(found.weights, forced.weights, atol=1e-5)
+    np.testing.assert_allclose(found.weights.sum(-1), np.arange(6) < found.lengths[..., None], atol=1e-5)
+    for row, source in enumerate(SOURCES):
+        following = log_probs_of(family, source, found.tokens[row])
+        chosen = np.take_along_axis(following, found.tokens[row][..., None], -1)[..., 0]
+        np.testing.assert_allclose(found.log_probs[row], chosen.sum(-1, where=found.tokens[row] != PAD_ID), atol=1e-4)
+
+
+def test_an_ensemble_looks_where_its_members_look_on_average():
+    forced = {}
+    for family in ALL:
+        model, variables = model_and_variables(family)
+        state = model.apply(variables, BATCH, 2, method="start")
+        forced[family] = forced_decode(partial(model.apply, variables, method="step"), state, FORCED).weights
+    mean = np.mean([forced[family] for family in FAMILIES], axis=0)
+    np.testing.assert_allclose(forced["ensemble"], mean, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ what a step computes
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_source_is_never_tiled_and_the_state_moves_by_one_gather(family):
+    """In the loop what is as long as the source is an attention map, and each leaf of the state is gathered once."""
+    model, variables = model_and_variables(family)
+    rows, src_len, beam, max_len = 3, 37, 7, 11  # numbers that no width of the models equals
+    batch = Batch(src=np.full((rows, src_len), 3), src_mask=np.ones((rows, src_len), bool))
+    state = jax.eval_shape(lambda: model.apply(variables, batch, max_len, method="start"))
+    step = partial(model.apply, variables, method="step")
+    program = jax.make_jaxpr(lambda state: beam_search(step, state, max_len=max_len, beam=beam))(state)
+    (loop,) = (eqn for eqn in equations(program) if eqn.primitive.name == "while")
+    inside = list(equations(loop.params["body_jaxpr"]))
+    shapes = [out.aval.shape for eqn in inside for out in eqn.outvars]
+    assert {shape[-1] for shape in shapes if src_len in shape} == {src_len}
+    gathered = Counter(eqn.outvars[0].aval.shape for eqn in inside if eqn.primitive.name == "gather")
+    moved = Counter((rows, beam, *leaf.shape[2:]) for leaf in jax.tree.leaves(state.dynamic))
+    assert all(gathered[shape] == leaves for shape, leaves in moved.items())

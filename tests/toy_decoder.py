@@ -79,16 +79,29 @@ class ToyDecoder:
 
     def log_probs_after(self, src: np.ndarray, src_mask: np.ndarray, prefix: list[int]) -> np.ndarray:
         """The same in NumPy and float64 for one sentence: ``[vocab]`` log-probabilities of what follows ``prefix``."""
-        fed = [BOS_ID, *prefix]
-        code = 0
-        for token in fed:
-            code = (code * 31 + token) % 1009
+        fed, code = self._fed(prefix)
         table = np.asarray(self.tables.logits, np.float64)
         source = int((src * src_mask).sum()) % table.shape[0]
         at = min(len(prefix), table.shape[1] - 1)
         logits = table[source, at, fed[-2] if prefix else BOS_ID, fed[-1]]
         logits = logits + self.memory_of_past * np.sin(code * (1.0 + np.arange(len(logits))))
         return logits - np.log(np.exp(logits).sum())
+
+    def weights_after(self, src: np.ndarray, src_mask: np.ndarray, prefix: list[int]) -> np.ndarray:
+        """The attention ``[src_len]`` that chooses what follows ``prefix``, likewise."""
+        fed, code = self._fed(prefix)
+        table = np.asarray(self.tables.scores, np.float64)
+        at = min(len(prefix), self.tables.logits.shape[1] - 1)
+        scores = table[at, fed[-2] if prefix else BOS_ID, fed[-1]][src] + np.sin(code * 0.37) * np.arange(len(src))
+        weights = np.exp(scores) * src_mask
+        return weights / weights.sum()
+
+    @staticmethod
+    def _fed(prefix: list[int]) -> tuple[list[int], int]:
+        fed, code = [BOS_ID, *prefix], 0
+        for token in fed:
+            code = (code * 31 + token) % 1009
+        return fed, code
 
 
 def random_batch(seed: int, *, rows: int = 3, src_len: int = 5, src_vocab: int = 12) -> Batch:

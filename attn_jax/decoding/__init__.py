@@ -10,6 +10,7 @@ A jitted entry point closes over the model and compiles once for each shape::
 """
 
 from attn_jax.decoding.beam import beam_search
+from attn_jax.decoding.ensemble import Ensemble, ensemble_params
 from attn_jax.decoding.forced import Forced, forced_decode
 from attn_jax.decoding.greedy import greedy
 from attn_jax.decoding.history import BeamNode, BeamTree, beam_nodes
@@ -23,12 +24,14 @@ __all__ = [
     "IMPOSSIBLE",
     "BeamNode",
     "BeamTree",
+    "Ensemble",
     "Forced",
     "Hypotheses",
     "Rules",
     "beam_nodes",
     "beam_search",
     "coverage_penalty",
+    "ensemble_params",
     "forced_decode",
     "greedy",
     "length_divisor",
