@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +16,21 @@ import numpy as np
 from attn_jax.data.batching import Sequences, inference_batches, next_length
 from attn_jax.data.subwords import load_vocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary, split_language_token
-from attn_jax.decoding import beam_search, forced_decode, greedy
+from attn_jax.decoding.ensemble import Ensemble, ensemble_params
+from attn_jax.decoding.forced import forced_decode
+from attn_jax.decoding.history import beam_nodes
+from attn_jax.decoding.search import search, split
 from attn_jax.models.families import build_model, family_of
-from attn_jax.models.protocol import EOS_ID, Batch
+from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
+from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
+from attn_jax.translation import Scored, Translation, TreeNode
 from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis
 
 EOS_TOKEN = SPECIAL_TOKENS[EOS_ID]
 MAX_SRC_LEN = 1024
 """Tokens of the longest sentence that is translated: a search keeps its attention, which grows with the square."""
-
-
-class Translation(NamedTuple):
-    """One hypothesis of one sentence.
-
-    Attributes:
-      text: for people.
-      score: log-probability in nats over the length penalty; what the search ranks by.
-      tokens: target tokens, ``</s>`` last if the search got that far.
-      attention: ``[tgt_len, src_len]``, row t: where the model looked when it wrote token t. None without attention.
-      src_tokens: source tokens, ``</s>`` last.
-      log_prob: log-probability of the tokens, in nats.
-    """
-
-    text: str
-    score: float
-    tokens: tuple[str, ...]
-    attention: np.ndarray | None
-    src_tokens: tuple[str, ...]
-    log_prob: float
-
-
-class Scored(NamedTuple):
-    """A given pair as the model sees it: ``log_probs [tgt_len]`` in nats, and the attention ``[tgt_len, src_len]``."""
-
-    tokens: tuple[str, ...]
-    log_probs: np.ndarray
-    attention: np.ndarray | None
-    src_tokens: tuple[str, ...]
 
 
 class Translator:
@@ -74,34 +50,39 @@ class Translator:
                     f"the model has {size} {side} ids and the vocabulary {len(vocabulary)}; they must agree"
                 )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
-        self._search = jax.jit(self._search_batch, static_argnames=("beam", "n_best", "max_len"))
-        self._force = jax.jit(self._force_batch)
+        self._search = jax.jit(self._search_batch, static_argnames=("config", "max_len", "tree"))
+        self._force = jax.jit(self._force_batch, static_argnames="top_k")
 
     # ------------------------------------------------------------------------------------------------------- on disk
 
     @classmethod
-    def load(cls, path: str | Path, *, precision: str = "float32") -> Translator:
-        """Loads a model folder, or the best model of a run folder.
+    def load(cls, path: str | Path, *more: str | Path, precision: str = "float32") -> Translator:
+        """Loads a model folder, or the best model of a run folder; of several folders an ensemble.
 
         Args:
           path: the folder.
+          *more: folders of further models with the same vocabularies; their log-probabilities are averaged.
           precision: ``float32``, or ``bfloat16`` for faster decoding whose results may differ in rare words.
 
         Raises:
           ModelFolderError: if a file is missing or is not what was written.
+          ValueError: for vocabularies that differ.
         """
-        path = Path(path)
-        if (path / "environment.json").is_file() and not _has_model(path):
-            raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
-        folder = path / "model" if _has_model(path) else path
-        config, params, folder = load_model_folder(folder)
-        missing = {"family", "model"} - set(config)
-        if missing:
-            raise ModelFolderError(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}; save the model anew")
-        model = build_model(config["family"], {**config["model"], "precision": precision})
-        src_vocab = load_vocabulary(folder, "src")
-        tgt_vocab = src_vocab if config.get("joint_vocabulary") else load_vocabulary(folder, "tgt")
-        return cls(model, jax.tree.map(jnp.asarray, params), src_vocab, tgt_vocab)
+        first = _load(Path(path), precision)
+        if not more:
+            return cls(*first)
+        models, params = [first[0]], [first[1]]
+        for folder in more:
+            model, its_params, *vocabularies = _load(Path(folder), precision)
+            for side, one, other in zip(("source", "target"), first[2:], vocabularies, strict=True):
+                if one != other:
+                    raise ValueError(
+                        f"{folder}: its {side} vocabulary is not that of {path}; the models of an ensemble share their "
+                        "vocabularies, train this one with --init-from or from the same text and settings"
+                    )
+            models.append(model)
+            params.append(its_params)
+        return cls(Ensemble(tuple(models)), ensemble_params(params), *first[2:])
 
     def save(self, path: str | Path, *, card: str = "", overwrite: bool = False) -> Path:
         """Writes a model folder: configuration, parameters, vocabularies, a card, and a manifest of their hashes.
@@ -110,7 +91,12 @@ class Translator:
           path: the folder to write.
           card: the text of ``MODEL_CARD.md``.
           overwrite: replaces a model folder that is there.
+
+        Raises:
+          ValueError: for an ensemble.
         """
+        if isinstance(self.model, Ensemble):
+            raise ValueError("an ensemble has no folder of its own; load it from those of its members")
         joint = self.src_vocab is self.tgt_vocab
         config = {
             "family": family_of(self.model),
@@ -133,57 +119,77 @@ class Translator:
     def __call__(
         self,
         text: str | Sequence[str],
+        config: SearchConfig | None = None,
         *,
-        beam: int = 5,
-        n_best: int = 1,
-        length_penalty: float = 0.6,
-        max_len: int = 0,
+        prefix: Any = None,
+        tree: bool = False,
         batch_tokens: int = 2048,
+        **options: Any,
     ) -> list:
         """Translates a sentence, or a list of them.
 
         Args:
           text: a sentence, or a list of sentences.
-          beam: hypotheses that the search keeps; 1 is greedy.
-          n_best: hypotheses to return, at most ``beam``.
-          length_penalty: GNMT's alpha; larger favours longer translations.
-          max_len: longest translation in tokens; 0: twice the source and eight more.
+          config: how to search; None: the defaults of `attn_jax.search_config.SearchConfig`.
+          prefix: how the translation must begin: a text, or tokens as they stand in ``Translation.tokens``. For a list
+            of sentences as many of them, each of which may be empty.
+          tree: keeps all that a beam search went through, in ``Translation.tree``.
           batch_tokens: source tokens that are searched at once.
+          **options: take the place of those of ``config``, as in ``translator(text, beam=8, n_best=3)``.
 
         Returns:
-          For a sentence a list of ``n_best`` `Translation`, best first; for a list of sentences a list of such lists,
-          in the order given. A blank sentence has one blank translation, of probability 1. One that is longer than
-          `max_src_len` tokens is not translated: its one translation is blank, with a score of minus infinity. The
-          ``src_tokens`` of both are empty.
+          For a sentence a list of `Translation`, best first (samples: as they were drawn); for a list of sentences a
+          list of such lists, in the order given. A blank sentence has one blank translation, of probability 1. One that
+          is longer than `max_src_len` tokens is not translated: its one translation is blank, with a score of minus
+          infinity. The ``src_tokens`` of both are empty.
+
+        Raises:
+          ValueError: for options out of range, an unknown language token, or a prefix that leaves no room.
         """
-        if not 1 <= n_best <= beam:
-            raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
+        config = dataclasses.replace(config or SearchConfig(), **options)
         if isinstance(text, str):
-            options = {"beam": beam, "n_best": n_best, "length_penalty": length_penalty, "max_len": max_len}
-            return self([text], batch_tokens=batch_tokens, **options)[0]
+            given = None if prefix is None else [prefix]
+            return self([text], config, prefix=given, tree=tree, batch_tokens=batch_tokens)[0]
+        if tree and config.sample:
+            raise ValueError("samples have no tree; leave sample or tree off")
         untold = [-math.inf if sentence.strip() else 0.0 for sentence in text]
         results = [[Translation("", log_prob, (), None, (), log_prob)] for log_prob in untold]
         self.check_language_tokens(text)
+        prefixes = self._prefixes(prefix, len(text), config.max_len)
         encoded = Sequences.from_texts(text, self.src_vocab)
         filled = [i for i, sentence in enumerate(text) if sentence.strip() and encoded.lengths[i] <= self.max_src_len]
         sequences = Sequences.from_ids([encoded[index][:-1] for index in filled])
+        compiled, numbers = split(config)
         for rows, batch in inference_batches(sequences, batch_tokens):
+            numbers_of_rows = np.zeros(batch.src.shape[0], np.int32)
+            numbers_of_rows[: len(rows)] = [filled[row] for row in rows]
+            forced = _padded([prefixes[filled[row]] for row in rows], batch.src.shape[0])
+            in_prefix = 0 if forced is None else np.count_nonzero(forced, axis=1)
             src_len = np.asarray(batch.src_mask).sum(-1)
-            limits = np.where(src_len > 0, max_len or 2 * src_len + 8, 0).astype(np.int32)
-            longest = max_len or 2 * batch.src.shape[1] + 8
+            limits = np.maximum(config.max_len or 2 * src_len + 8 + in_prefix, config.min_len)
+            room = 2 * batch.src.shape[1] + 8 + (0 if forced is None else forced.shape[1])
             found = self._search(
-                self.params, batch, limits, np.float32(length_penalty), beam=beam, n_best=n_best, max_len=longest
+                self.params,
+                batch,
+                np.where(src_len > 0, limits, 0).astype(np.int32),
+                numbers,
+                numbers_of_rows,
+                forced,
+                config=compiled,
+                max_len=config.max_len or max(room, config.min_len),
+                tree=tree,
             )
             found = jax.device_get(found)
             for row, index in enumerate(rows):
                 ids = sequences[index]
-                results[filled[index]] = [self._translation(found, row, k, ids) for k in range(n_best)]
+                results[filled[index]] = [self._translation(found, row, k, ids) for k in range(config.count)]
         return results
 
     @property
     def max_src_len(self) -> int:
         """Tokens of the longest sentence that is translated: `MAX_SRC_LEN`, or what location attention can see."""
-        return min(MAX_SRC_LEN, self.model.config.max_src_len or MAX_SRC_LEN)
+        members = self.model.members if isinstance(self.model, Ensemble) else (self.model,)
+        return min(MAX_SRC_LEN, *(member.config.max_src_len or MAX_SRC_LEN for member in members))
 
     @property
     def searches(self) -> int:
@@ -205,12 +211,48 @@ class Translator:
                     "with it, remove it"
                 )
 
-    def _search_batch(self, params, batch, limits, length_penalty, *, beam, n_best, max_len):
-        state = self.model.apply({"params": params}, batch, max_len, method="start")
-        step = partial(self.model.apply, {"params": params}, method="step")
-        options = {"max_len": max_len, "length_penalty": length_penalty, "row_max_len": limits}
-        search = greedy if beam == 1 else partial(beam_search, beam=beam, n_best=n_best)
-        return search(step, state, active=batch.src_mask.any(-1), **options)
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        """The id of each target token."""
+        return {token: number for number, token in enumerate(self.tgt_vocab.pieces(range(len(self.tgt_vocab))))}
+
+    def _target_ids(self, target: str | Sequence[str]) -> list[int]:
+        """The ids of a text, or of tokens; without the end of sentence."""
+        if isinstance(target, str):
+            return self.tgt_vocab.encode(target)
+        unknown = [token for token in target if token not in self._id_of]
+        if unknown:
+            raise ValueError(f"the target vocabulary has no token {unknown[0]!r}; give it as text")
+        ids = [self._id_of[token] for token in target]
+        return ids[:-1] if ids[-1:] == [EOS_ID] else ids
+
+    def _prefixes(self, prefix: Any, count: int, max_len: int) -> list[list[int]]:
+        """The ids that each translation must begin with."""
+        if prefix is None:
+            return [[]] * count
+        if isinstance(prefix, str) or len(prefix) != count:
+            found = "a text" if isinstance(prefix, str) else f"{len(prefix)}"
+            raise ValueError(f"expected a prefix for each of the {count} sentences, found {found}")
+        prefixes = [self._target_ids(each) for each in prefix]
+        longest = max(map(len, prefixes), default=0)
+        if 0 < max_len <= longest:
+            raise ValueError(f"a prefix of {longest} tokens leaves no room in max_len {max_len}; raise max_len")
+        return prefixes
+
+    def _search_batch(self, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, tree):
+        return search(
+            config,
+            numbers,
+            partial(self.model.apply, {"params": params}, method="step"),
+            self.model.apply({"params": params}, batch, max_len, method="start"),
+            max_len=max_len,
+            sentence_ids=sentence_ids,
+            return_tree=tree,
+            src_mask=batch.src_mask,
+            active=batch.src_mask.any(-1),
+            row_max_len=limits,
+            prefix=prefix,
+        )
 
     def _translation(self, found: Any, row: int, rank: int, src_ids: np.ndarray) -> Translation:
         length = int(found.lengths[row, rank])
@@ -223,14 +265,23 @@ class Translator:
             attention=weights,
             src_tokens=token_strings(self.src_vocab, src_ids),
             log_prob=float(found.log_probs[row, rank]),
+            tree=self._tree(found.tree, row) if found.tree is not None and rank == 0 else None,
         )
 
-    def score(self, src: Sequence[str], tgt: Sequence[str], *, batch_tokens: int = 4096) -> list[Scored]:
+    def _tree(self, tree: Any, row: int) -> tuple[TreeNode, ...]:
+        nodes = beam_nodes(tree, row)
+        tokens = (token_strings(self.tgt_vocab, [node.token])[0] for node in nodes)
+        return tuple(TreeNode(n.step, token, *n[2:]) for n, token in zip(nodes, tokens, strict=True))
+
+    def score(
+        self, src: Sequence[str], tgt: Sequence[str | Sequence[str]], *, top_k: int = 0, batch_tokens: int = 4096
+    ) -> list[Scored]:
         """Forced decoding: what the model thinks of given pairs, token by token, and where it looks.
 
         Args:
           src: source sentences.
-          tgt: as many target sentences.
+          tgt: as many target sentences, each a text, or tokens as they stand in ``Translation.tokens``.
+          top_k: alternatives to give at each token, most likely first.
           batch_tokens: tokens that are scored at once.
 
         Raises:
@@ -238,7 +289,7 @@ class Translator:
         """
         if len(src) != len(tgt):
             raise ValueError(f"expected as many targets as sources, found {len(src)} and {len(tgt)} sentences")
-        sources, targets = Sequences.from_texts(src, self.src_vocab), Sequences.from_texts(tgt, self.tgt_vocab)
+        sources, targets = Sequences.from_texts(src, self.src_vocab), Sequences.from_ids(map(self._target_ids, tgt))
         if len(src) and sources.lengths.max() > self.max_src_len:
             number = int(sources.lengths.argmax())
             raise ValueError(
@@ -250,7 +301,8 @@ class Translator:
             longest = next_length(max(len(targets[index]) for index in rows))
             empty = np.full(batch.src.shape[0] - len(rows), -1)
             tgt_ids, tgt_mask = targets.padded(np.concatenate([rows, empty]), longest)
-            forced = jax.device_get(self._force(self.params, batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask)))
+            forced = self._force(self.params, batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask), top_k=top_k)
+            forced = jax.device_get(forced)
             for row, index in enumerate(rows):
                 ids, src_ids = targets[index], sources[index]
                 weights = None if forced.weights is None else forced.weights[row, : len(ids), : len(src_ids)]
@@ -259,14 +311,35 @@ class Translator:
                     forced.token_log_probs[row, : len(ids)],
                     weights,
                     token_strings(self.src_vocab, src_ids),
+                    self._alternatives(forced, row, len(ids)) if top_k else (),
                 )
         return results
 
-    def _force_batch(self, params: Any, batch: Batch):
+    def _force_batch(self, params: Any, batch: Batch, top_k: int):
         state = self.model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
-        return forced_decode(
-            partial(self.model.apply, {"params": params}, method="step"), state, batch.tgt, batch.tgt_mask
+        step = partial(self.model.apply, {"params": params}, method="step")
+        return forced_decode(step, state, batch.tgt, batch.tgt_mask, top_k=top_k)
+
+    def _alternatives(self, forced: Any, row: int, length: int) -> tuple[tuple[tuple[str, float], ...], ...]:
+        return tuple(
+            tuple((token_strings(self.tgt_vocab, [i])[0], float(p)) for i, p in zip(ids, log_probs, strict=True))
+            for ids, log_probs in zip(forced.top_tokens[row, :length], forced.top_log_probs[row, :length], strict=True)
         )
+
+
+def _load(path: Path, precision: str) -> tuple[Any, Any, Vocabulary, Vocabulary]:
+    """Model, parameters and vocabularies of a model folder, or of the best model of a run folder."""
+    if (path / "environment.json").is_file() and not _has_model(path):
+        raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
+    folder = path / "model" if _has_model(path) else path
+    config, params, folder = load_model_folder(folder)
+    missing = {"family", "model"} - set(config)
+    if missing:
+        raise ModelFolderError(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}; save the model anew")
+    model = build_model(config["family"], {**config["model"], "precision": precision})
+    src_vocab = load_vocabulary(folder, "src")
+    tgt_vocab = src_vocab if config.get("joint_vocabulary") else load_vocabulary(folder, "tgt")
+    return model, jax.tree.map(jnp.asarray, params), src_vocab, tgt_vocab
 
 
 def _has_model(run: Path) -> bool:
@@ -285,6 +358,17 @@ def attention_example(hypotheses: Sequence[Translation], reference: str | None =
         ],
         reference=reference,
     )
+
+
+def _padded(prefixes: list[list[int]], rows: int) -> np.ndarray | None:
+    """Prefixes as ``[rows, prefix_len]`` ids, ``PAD_ID`` after the end of each; None if all are empty."""
+    longest = max(map(len, prefixes), default=0)
+    if not longest:
+        return None
+    padded = np.full((rows, next_length(longest)), PAD_ID, np.int32)
+    for row, ids in enumerate(prefixes):
+        padded[row, : len(ids)] = ids
+    return padded
 
 
 def token_strings(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, ...]:

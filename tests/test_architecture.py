@@ -13,8 +13,9 @@ LIBRARY, EXPERIMENTS = "attn_jax", "experiments"
 FLOORS = (
     {"functional"},
     {"nn"},
-    {"models", "storage"},
+    {"models", "storage", "search_config"},
     {"data", "training", "decoding", "metrics", "convert", "viz"},
+    {"translation"},
     {"hub", "progress", "doctor"},
     {"run_config"},
     {"run"},

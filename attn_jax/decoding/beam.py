@@ -23,6 +23,7 @@ from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, Step, log_proba
 from attn_jax.decoding.penalties import token_counts
 from attn_jax.decoding.rules import Begin, Rules, begin
 from attn_jax.models.protocol import EOS_ID, DecodeState
+from attn_jax.search_config import check_beam
 
 Array = jax.Array
 
@@ -105,7 +106,7 @@ def beam_search(
     >>> found.tokens[0].tolist(), [round(float(p), 3) for p in jnp.exp(found.log_probs[0])]
     ([[4, 2, 0], [3, 4, 2]], [0.36, 0.216])
     """
-    _check(beam, n_best, groups, diversity)
+    check_beam(beam, n_best, groups, diversity)
     rules = Rules(**rules)
     start = begin(step, state, rules, width=beam, max_len=max_len)
     batch, width = start.tokens.shape[0], beam // groups
@@ -159,17 +160,6 @@ def beam_search(
     search = lax.while_loop(unfinished, advance, search)
     truncated = jax.tree.map(as_rows, _truncated(search, rules, start))
     return traceback(_in_order(_filled_up(search.pool, truncated), groups), search.history)
-
-
-def _check(beam: int, n_best: int, groups: int, diversity: float | Array) -> None:
-    if beam < 1:
-        raise ValueError(f"beam must be at least 1, found {beam}")
-    if not 1 <= n_best <= beam:
-        raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
-    if groups < 1 or beam % groups or n_best % groups:
-        raise ValueError(f"groups must divide beam = {beam} and n_best = {n_best}, found {groups}")
-    if isinstance(diversity, int | float) and diversity < 0:
-        raise ValueError(f"diversity must not be negative, found {diversity}")
 
 
 def _first(start: Begin, rules: Rules, *, max_len: int, n: int, groups: int, return_tree: bool) -> _Search:

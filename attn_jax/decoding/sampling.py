@@ -12,6 +12,7 @@ from attn_jax.decoding import topk
 from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, Step, batch_size
 from attn_jax.decoding.rollout import rollout
 from attn_jax.models.protocol import DecodeState
+from attn_jax.search_config import check_truncation
 
 Array = jax.Array
 
@@ -65,7 +66,7 @@ def sample(
     >>> draw([7, 8])[1] == draw([8])[0]
     True
     """
-    _check(temperature, top_k, top_p, min_p)
+    check_truncation(temperature, top_k, top_p, min_p)
     if sentence_ids is None:
         sentence_ids = jnp.arange(batch_size(state))
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
@@ -115,14 +116,3 @@ def truncate(
         smallest = logits.max(-1, keepdims=True) + jnp.log(jnp.maximum(min_p, jnp.finfo(logits.dtype).tiny))
         logits = jnp.where(logits < smallest, IMPOSSIBLE, logits)
     return logits
-
-
-def _check(temperature, top_k, top_p, min_p) -> None:
-    if isinstance(temperature, int | float) and temperature <= 0:
-        raise ValueError(f"temperature must be above 0, found {temperature}; for the most likely token use greedy")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, found {top_k}; None keeps all tokens")
-    if isinstance(top_p, int | float) and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be within (0, 1], found {top_p}; None keeps all tokens")
-    if isinstance(min_p, int | float) and not 0 <= min_p <= 1:
-        raise ValueError(f"min_p must be within [0, 1], found {min_p}; None keeps all tokens")

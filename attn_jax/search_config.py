@@ -1,0 +1,94 @@
+"""How to search, as one set of options for Python and the command line. It imports no JAX, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What to look for: the best hypotheses of a beam, or with ``sample`` random ones."""
+
+    beam: int = 5
+    """Hypotheses that the search keeps; 1 is greedy."""
+    n_best: int = 1
+    """Hypotheses to return, at most as many as the beam."""
+    length_penalty: float | Literal["average"] = 0.6
+    """GNMT's alpha, larger favours longer translations; or average: log-probability a token."""
+    coverage_penalty: float = 0.0
+    """GNMT's beta, against source words that are not looked at; 0: off."""
+    no_repeat_ngram: int = 0
+    """No sequence of so many tokens occurs twice; 0: off."""
+    groups: int = 1
+    """Diverse groups that share the beam and the n-best."""
+    diversity: float = 0.5
+    """What a group's token loses for each hypothesis of the groups before it that takes it too, in nats."""
+    min_len: int = 1
+    """Least tokens of a translation, with end of sentence."""
+    max_len: int = 0
+    """Most tokens of a translation; 0: twice the source and eight more."""
+    sample: bool = False
+    """Draw translations instead of looking for the best."""
+    num_samples: int = 1
+    """Translations to draw of each sentence."""
+    temperature: float = 1.0
+    """Of sampling: below 1 sharpens, above 1 flattens."""
+    top_k: int = 0
+    """Draw from so many most likely tokens; 0: all."""
+    top_p: float = 1.0
+    """Draw from the fewest most likely tokens with so much probability together."""
+    min_p: float = 0.0
+    """Draw from tokens with at least this share of the probability of the most likely one."""
+    seed: int = 1
+    """Of the draws; a sentence's draws depend on it and on the number of the sentence."""
+
+    def __post_init__(self):
+        """Checks ranges, as the searches do."""
+        if self.sample:
+            check_truncation(self.temperature, self.top_k or None, self.top_p, self.min_p)
+        else:
+            check_beam(self.beam, self.n_best, self.groups, self.diversity)
+        for name in ("coverage_penalty", "no_repeat_ngram", "max_len", "min_len", "top_k", "num_samples"):
+            least = int(name in ("min_len", "num_samples"))
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be within [0, 2 ** 32), found {self.seed}")
+        if 0 < self.max_len < self.min_len:
+            raise ValueError(f"min_len must be at most max_len = {self.max_len}, found {self.min_len}")
+
+    @property
+    def count(self) -> int:
+        """How many hypotheses a sentence gets."""
+        return self.num_samples if self.sample else self.n_best
+
+
+def check_beam(beam: int, n_best: int, groups: int, diversity: Any) -> None:
+    """Raises ValueError for what ``beam_search`` cannot do.
+
+    >>> check_beam(beam=4, n_best=2, groups=2, diversity=0.5)
+    """
+    if beam < 1:
+        raise ValueError(f"beam must be at least 1, found {beam}")
+    if not 1 <= n_best <= beam:
+        raise ValueError(f"n_best must be between 1 and beam = {beam}, found {n_best}; widen the beam")
+    if groups < 1 or beam % groups or n_best % groups:
+        raise ValueError(f"groups must divide beam = {beam} and n_best = {n_best}, found {groups}")
+    if isinstance(diversity, int | float) and diversity < 0:
+        raise ValueError(f"diversity must not be negative, found {diversity}")
+
+
+def check_truncation(temperature: Any, top_k: int | None, top_p: Any, min_p: Any) -> None:
+    """Raises ValueError for what ``sample`` cannot do.
+
+    >>> check_truncation(temperature=0.7, top_k=None, top_p=0.9, min_p=None)
+    """
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature must be above 0, found {temperature}; for the most likely token use greedy")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, found {top_k}; None keeps all tokens")
+    if isinstance(top_p, int | float) and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be within (0, 1], found {top_p}; None keeps all tokens")
+    if isinstance(min_p, int | float) and not 0 <= min_p <= 1:
+        raise ValueError(f"min_p must be within [0, 1], found {min_p}; None keeps all tokens")
