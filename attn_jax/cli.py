@@ -19,7 +19,7 @@ from attn_jax.training.interruption import Interrupted, interrupt_again, interru
 from attn_jax.verbs.attend import Attend
 from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
-from attn_jax.verbs.translate import Evaluate, Translate
+from attn_jax.verbs.translate import Evaluate, Score, Translate
 
 OUT_OF_MEMORY = "out of memory; lower --batch-tokens or --beam, or take a smaller model"
 VERBS = {
@@ -27,6 +27,7 @@ VERBS = {
     "train": Train,
     "evaluate": Evaluate,
     "translate": Translate,
+    "score": Score,
     "attend": Attend,
     "doctor": Doctor,
 }

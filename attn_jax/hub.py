@@ -147,6 +147,7 @@ class Translator:
           ValueError: for options out of range, an unknown language token, or a prefix that leaves no room.
         """
         config = dataclasses.replace(config or SearchConfig(), **options)
+        config.check()
         if isinstance(text, str):
             given = None if prefix is None else [prefix]
             return self([text], config, prefix=given, tree=tree, batch_tokens=batch_tokens)[0]
@@ -190,6 +191,10 @@ class Translator:
         """Tokens of the longest sentence that is translated: `MAX_SRC_LEN`, or what location attention can see."""
         members = self.model.members if isinstance(self.model, Ensemble) else (self.model,)
         return min(MAX_SRC_LEN, *(member.config.max_src_len or MAX_SRC_LEN for member in members))
+
+    def fits(self, text: Sequence[str]) -> list[bool]:
+        """Whether each sentence has at most `max_src_len` tokens."""
+        return (Sequences.from_texts(text, self.src_vocab).lengths <= self.max_src_len).tolist()
 
     @property
     def searches(self) -> int:

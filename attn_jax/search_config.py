@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What to look for: the best hypotheses of a beam, or with ``sample`` random ones."""
+    """What to look for: the best hypotheses of a beam, or with ``sample`` random ones.
+
+    `check` says what is out of range; every search calls it, and the command line does so before it reads anything.
+    """
 
     beam: int = 5
     """Hypotheses that the search keeps; 1 is greedy."""
@@ -43,8 +46,8 @@ class SearchConfig:
     seed: int = 1
     """Of the draws; a sentence's draws depend on it and on the number of the sentence."""
 
-    def __post_init__(self):
-        """Checks ranges, as the searches do."""
+    def check(self) -> None:
+        """Raises ValueError for numbers out of range, or that do not go together."""
         if self.sample:
             check_truncation(self.temperature, self.top_k or None, self.top_p, self.min_p)
         else:

@@ -82,6 +82,6 @@ def force_prefix(log_probs: Array, free: Array, position: Array | int, prefix: A
     >>> (force_prefix(even, even, 1, prefix) == -1.5).sum(-1).tolist()
     [[5], [1]]
     """
-    token = prefix.at[:, position].get(mode="fill", fill_value=PAD_ID)[:, None, None]
+    token = jnp.asarray(prefix).at[:, position].get(mode="fill", fill_value=PAD_ID)[:, None, None]
     forced = jnp.where(jnp.arange(log_probs.shape[-1]) == token, log_probs, IMPOSSIBLE)
     return jnp.where(token == PAD_ID, free, forced)

@@ -1,16 +1,19 @@
-"""``translate`` and ``evaluate``: what a trained model makes of text."""
+"""``translate``, ``evaluate`` and ``score``: what a trained model makes of text."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+
+from attn_jax.search_config import SearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +26,10 @@ class Evaluate:
     """Source sentences."""
     ref: Path
     """Reference translations."""
-    beam: int = 5
-    """Hypotheses that the search keeps; 1 is greedy."""
-    length_penalty: float = 0.6
-    """GNMT's alpha."""
+    ensemble: tuple[Path, ...] = ()
+    """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
+    search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+    """How to search."""
     batch_tokens: int = 2048
     """Source tokens searched at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -40,16 +43,17 @@ class Evaluate:
         from attn_jax.hub import Translator
         from attn_jax.metrics.translation import bleu, chrf
 
+        self.search.check()
         text = read_parallel(self.src, self.ref)
-        translator = Translator.load(self.folder, precision=self.precision)
+        folders = (self.folder, *self.ensemble)
+        translator = Translator.load(*folders, precision=self.precision)
         started = time.perf_counter()
-        options = {"beam": self.beam, "length_penalty": self.length_penalty, "batch_tokens": self.batch_tokens}
-        best = [found[0] for found in translator(text.src, **options)]
+        best = [found[0] for found in translator(text.src, self.search, batch_tokens=self.batch_tokens)]
         outputs = [found.text for found in best]
         seconds = time.perf_counter() - started
         changed, left_blank = None, sum(not found.src_tokens for found in best)
         if self.precision != "float32":
-            exact = Translator.load(self.folder)(text.src, **options)
+            exact = Translator.load(*folders)(text.src, self.search, batch_tokens=self.batch_tokens)
             changed = sum(out != found[0].text for out, found in zip(outputs, exact, strict=True))
         lowercase = translator.tgt_vocab.lowercase
         references = [line.lower() for line in text.tgt] if lowercase else list(text.tgt)
@@ -73,16 +77,19 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Translate:
-    """Translate standard input to standard output, line by line."""
+    """Translate standard input to standard output, line by line.
+
+    With several hypotheses or samples a line, what is written is 'line number ||| text ||| score', lines from 0.
+    """
 
     folder: tyro.conf.Positional[Path]
     """Run or model folder."""
-    beam: int = 5
-    """Hypotheses that the search keeps; 1 is greedy."""
-    n_best: int = 1
-    """Hypotheses to print; above 1 a line is 'sentence number ||| text ||| score'."""
-    length_penalty: float = 0.6
-    """GNMT's alpha."""
+    ensemble: tuple[Path, ...] = ()
+    """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
+    prefix: Path | None = None
+    """A file with what each translation must begin with, line by line; lines may be blank."""
+    search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+    """How to search."""
     batch_tokens: int = 2048
     """Source tokens searched at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -93,21 +100,101 @@ class Translate:
         from attn_jax.data.parallel import read_lines
         from attn_jax.hub import Translator
 
-        translator = Translator.load(self.folder, precision=self.precision)
+        self.search.check()
+        translator = Translator.load(self.folder, *self.ensemble, precision=self.precision)
+        prefix = None if self.prefix is None else read_lines(self.prefix).lines
         read = read_lines(sys.stdin.buffer)
         if read.report.skipped:
             print(read.report, file=sys.stderr)
-        options = {"beam": self.beam, "n_best": self.n_best, "length_penalty": self.length_penalty}
-        results = translator(read.lines, batch_tokens=self.batch_tokens, **options)
+        if prefix is not None and len(prefix) != len(read.lines):
+            raise ValueError(f"{self.prefix}: expected a line for each of the {len(read.lines)}, found {len(prefix)}")
+        results = translator(read.lines, self.search, prefix=prefix, batch_tokens=self.batch_tokens)
         filled = (bool(line.strip()) for line in read.lines)
         blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
         for number, found in enumerate(results):
-            if self.n_best == 1:
+            if self.search.count == 1:
                 print(found[0].text)
             else:
                 for hypothesis in found:
                     print(f"{number} ||| {hypothesis.text} ||| {hypothesis.score:.4f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Log-probabilities of given translations, token by token.
+
+    A line a pair: the sum in nats, then token=log-probability for each token, separated by tabs. A pair with a blank
+    side, or with a source that is too long, gets a blank line.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Run or model folder."""
+    src: Path
+    """Source sentences."""
+    tgt: Path
+    """Translations, line by line."""
+    ensemble: tuple[Path, ...] = ()
+    """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
+    json: bool = False
+    """Print a JSON object a pair."""
+    attention: bool = False
+    """Add the attention to each JSON object: a row a target token, a column a source token."""
+    top_k: int = 0
+    """Add the most likely tokens at each place to each JSON object."""
+    batch_tokens: int = 2048
+    """Source tokens scored at once."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products."""
+
+    def run(self) -> None:
+        """Prints a line a pair, and totals on standard error."""
+        from attn_jax.data.parallel import read_lines
+        from attn_jax.hub import Translator
+
+        if (self.attention or self.top_k) and not self.json:
+            raise ValueError("--attention and --top-k add to the JSON objects; give --json too")
+        src, tgt = read_lines(self.src), read_lines(self.tgt)
+        if len(src.lines) != len(tgt.lines):
+            raise ValueError(
+                f"expected as many lines in {self.tgt} as in {self.src}, found {len(tgt.lines)} and {len(src.lines)}"
+            )
+        for read in (src, tgt):
+            if read.report.skipped:
+                print(read.report, file=sys.stderr)
+        translator = Translator.load(self.folder, *self.ensemble, precision=self.precision)
+        pairs = {n: pair for n, pair in enumerate(zip(src.lines, tgt.lines, strict=True)) if all(map(str.strip, pair))}
+        fits = translator.fits([pair[0] for pair in pairs.values()])
+        report_blank(fits.count(False), translator)
+        pairs = {n: pair for (n, pair), whole in zip(pairs.items(), fits, strict=True) if whole}
+        sides = [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
+        scored = translator.score(*sides, top_k=self.top_k, batch_tokens=self.batch_tokens)
+        by_line = dict(zip(pairs, scored, strict=True))
+        for number in range(len(src.lines)):
+            print(self._line(number, by_line.get(number)))
+        total, tokens = sum(found.log_prob for found in scored), sum(len(found.tokens) for found in scored)
+        print(
+            f"{len(scored):,} pairs, {tokens:,} tokens, {total:.4f} nats, "
+            f"perplexity {math.exp(-total / max(tokens, 1)):.4f}",
+            file=sys.stderr,
+        )
+
+    def _line(self, number: int, found: Any) -> str:
+        """What is written of a pair; ``found`` None: it was not scored."""
+        if not self.json:
+            if found is None:
+                return ""
+            tokens = zip(found.tokens, found.log_probs, strict=True)
+            return "\t".join([f"{found.log_prob:.4f}", *(f"{token}={log_prob:.4f}" for token, log_prob in tokens)])
+        if found is None:
+            return json.dumps({"line": number, "log_prob": None})
+        record = {"line": number, "log_prob": found.log_prob, "tokens": found.tokens}
+        record |= {"log_probs": found.log_probs.tolist(), "src_tokens": found.src_tokens}
+        if self.attention:
+            record["attention"] = None if found.attention is None else found.attention.tolist()
+        if self.top_k:
+            record["alternatives"] = found.alternatives
+        return json.dumps(record, ensure_ascii=False)
 
 
 def report_blank(count: int, translator: Any) -> None:
