@@ -52,6 +52,8 @@ class SearchConfig:
             check_truncation(self.temperature, self.top_k or None, self.top_p, self.min_p)
         else:
             check_beam(self.beam, self.n_best, self.groups, self.diversity)
+        if isinstance(self.length_penalty, str) and self.length_penalty != "average":
+            raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {self.length_penalty!r}")
         for name in ("coverage_penalty", "no_repeat_ngram", "max_len", "min_len", "top_k", "num_samples"):
             least = int(name in ("min_len", "num_samples"))
             if getattr(self, name) < least:

@@ -110,8 +110,12 @@ def beam_search(
     rules = Rules(**rules)
     start = begin(step, state, rules, width=beam, max_len=max_len)
     batch, width = start.tokens.shape[0], beam // groups
-    as_rows = partial(jnp.reshape, shape=(batch * groups, width))
-    most_favourable = jnp.repeat(_largest_ahead(start.divisors, start.limits), groups, axis=1)
+    as_rows = partial(jnp.reshape, shape=(batch * groups, width))  # a group a row
+
+    def each_group(of_sentence: Array, axis: int) -> Array:
+        return of_sentence if groups == 1 else jnp.repeat(of_sentence, groups, axis=axis)
+
+    most_favourable = each_group(_largest_ahead(start.divisors, start.limits), axis=1)
 
     def advance(search: _Search) -> _Search:
         dynamic, coverage, past = search.carried
@@ -126,7 +130,7 @@ def beam_search(
         new = Ends(scores, ended, jnp.full_like(slots, length), jnp.full_like(slots, EOS_ID), slots)
         pool = _best(_concatenate(search.pool, jax.tree.map(as_rows, new)), n_best // groups)
 
-        worst, best_live = pool.scores[:, -1], as_rows(live).max(-1)
+        worst, best_live = pool.scores[:, -1], live[:, 0] if groups == 1 else as_rows(live).max(-1)
         hopeless = best_live / most_favourable[length] <= worst
         if beam == 1:
             hopeless = worst > IMPOSSIBLE / 2
@@ -135,7 +139,7 @@ def beam_search(
         carried = _Carried(after.dynamic, coverage, past)
         carried = _gather(carried, parents) if beam > 1 else carried
         still = search.done[:, None]  # what is done stays as it is
-        pool_still = jnp.repeat(still, groups, axis=0)
+        pool_still = each_group(still, axis=0)
         if coverage is not None:
             carried = carried._replace(coverage=jnp.where(still[..., None], search.carried.coverage, carried.coverage))
         if past is not None:
@@ -159,7 +163,10 @@ def beam_search(
     search = _first(start, rules, max_len=max_len, n=n_best // groups, groups=groups, return_tree=return_tree)
     search = lax.while_loop(unfinished, advance, search)
     truncated = jax.tree.map(as_rows, _truncated(search, rules, start))
-    return traceback(_in_order(_filled_up(search.pool, truncated), groups), search.history)
+    found = _ranked(_concatenate(search.pool, truncated), n_best // groups)
+    if groups > 1:
+        found = _ranked(jax.tree.map(lambda leaf: leaf.reshape(batch, n_best), found), n_best)
+    return traceback(found, search.history)
 
 
 def _first(start: Begin, rules: Rules, *, max_len: int, n: int, groups: int, return_tree: bool) -> _Search:
@@ -238,7 +245,7 @@ def _extend_group(log_probs: Array, next_log_probs: Array, lost: Array | None) -
     hundred tokens as after one, and a beam of one ranks exactly as greedy decoding does.
     """
     batch, width, vocab = next_log_probs.shape
-    best = log_probs.max(-1, keepdims=True)
+    best = log_probs[:, :1] if lost is None else log_probs.max(-1, keepdims=True)
     behind = log_probs - best
     ends = behind + next_log_probs[..., EOS_ID]
     goes_on = behind[..., None] + jnp.where(jnp.arange(vocab) == EOS_ID, IMPOSSIBLE, next_log_probs)
@@ -269,7 +276,7 @@ def _best(ends: Ends, n: int) -> Ends:
 
 
 def _truncated(search: _Search, rules: Rules, start: Begin) -> Ends:
-    """The live hypotheses that met the limit, ``[batch, beam]``, as they are; likeliest first in each group."""
+    """The live hypotheses that met the limit, ``[batch, beam]``."""
     last = jnp.maximum(start.limits - 1, 0)
     lengths = jnp.broadcast_to(start.limits[:, None], search.log_probs.shape)
     return Ends(
@@ -281,18 +288,7 @@ def _truncated(search: _Search, rules: Rules, start: Begin) -> Ends:
     )
 
 
-def _filled_up(pool: Ends, truncated: Ends) -> Ends:
-    """The pool, its empty slots filled with hypotheses that met the limit."""
-    n = pool.scores.shape[1]
-    both = _concatenate(pool, _best(truncated, n))
-    exists = (both.scores > IMPOSSIBLE / 2).astype(jnp.int32)
-    return _gather(both, lax.top_k(exists, n)[1])  # keeps the order of those that exist
-
-
-def _in_order(ends: Ends, groups: int) -> Ends:
-    """The hypotheses of all groups of a sentence, ``[batch, n_best]``: finished ones first, then by score."""
-    if groups == 1:
-        return ends
-    ends = jax.tree.map(lambda leaf: leaf.reshape(-1, groups * leaf.shape[1]), ends)
-    exists = ends.scores > IMPOSSIBLE / 2
-    return _gather(ends, jnp.lexsort((-ends.scores, ends.tokens != EOS_ID, ~exists)))
+def _ranked(ends: Ends, n: int) -> Ends:
+    """The first ``n`` of all that exist: finished ones before those that met the limit, each by falling score."""
+    absent = ends.scores <= IMPOSSIBLE / 2
+    return _gather(ends, jnp.lexsort((-ends.scores, ends.tokens != EOS_ID, absent))[:, :n])
