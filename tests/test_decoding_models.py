@@ -185,20 +185,20 @@ def test_attention_is_exact_under_every_rule(family):
     model, variables = model_and_variables(family)
     start = partial(model.apply, variables, method="start")
     step = partial(model.apply, variables, method="step")
-    rules = {"beam": 6, "n_best": 4, "groups": 2, "length_penalty": 0.6, "coverage_penalty": 0.3, "max_len": 6,
+    rules = {"beam": 6, "n_best": 4, "groups": 2, "length_penalty": 0.6, "coverage_penalty": 0.3, "max_len": 12,
              "no_repeat_ngram": 2, "min_len": 2, "src_mask": BATCH.src_mask}  # fmt: skip
 
     @jax.jit
     def run(batch):
-        found = beam_search(step, start(batch, 6), prefix=np.array([[4, 3], [5, 0], [0, 0]]), **rules)
-        return found, forced_decode(step, start(batch, 6), found.tokens)
+        found = beam_search(step, start(batch, 12), prefix=np.array([[4, 3], [5, 0], [0, 0]]), **rules)
+        return found, forced_decode(step, start(batch, 12), found.tokens)
 
     found, forced = jax.device_get(run(BATCH))
     assert (found.lengths > 2).all() and found.finished.any()
     assert found.tokens[0, :, :2].tolist() == [[4, 3]] * 4 and found.tokens[1, :, 0].tolist() == [5] * 4
     np.testing.assert_allclose(found.log_probs, forced.log_probs, atol=2e-5)
     np.testing.assert_allclose(found.weights, forced.weights, atol=1e-5)
-    np.testing.assert_allclose(found.weights.sum(-1), np.arange(6) < found.lengths[..., None], atol=1e-5)
+    np.testing.assert_allclose(found.weights.sum(-1), np.arange(12) < found.lengths[..., None], atol=1e-5)
     for row, source in enumerate(SOURCES):
         following = log_probs_of(family, source, found.tokens[row])
         chosen = np.take_along_axis(following, found.tokens[row][..., None], -1)[..., 0]

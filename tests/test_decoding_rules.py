@@ -180,6 +180,21 @@ def test_a_beam_of_one_is_greedy(rules, seed, penalty):
     assert_exact(plain, forced)
 
 
+def test_rules_that_leave_nothing_find_nothing():
+    """Of three words none may occur twice, and a sentence must have six."""
+    tables, batch = random_tables(0, vocab=VOCAB, positions=MAX_LEN), random_batch(0)
+
+    @jax.jit
+    def run(batch):
+        toy = ToyDecoder(tables)
+        rules = {"no_repeat_ngram": 1, "min_len": 6, "max_len": 7}
+        return [search(toy.step, toy.start(batch, 7), **rules) for search in (beam_search, greedy)]
+
+    for found in jax.device_get(run(batch)):
+        assert not found.lengths.any() and not found.tokens.any() and not found.weights.any()
+        assert not found.finished.any() and (found.scores == IMPOSSIBLE).all()
+
+
 def test_samples_obey():
     tables, batch = random_tables(0, vocab=8, positions=7), random_batch(0)
     search = jitted(sample, "all", max_len=7, num_samples=9)

@@ -74,6 +74,7 @@ def rollout(
         chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1, mode="clip")[..., 0]
         tokens = jnp.where(now.done, PAD_ID, tokens)
         lengths = jnp.where(now.done, now.lengths, now.position + 1)
+        total = jnp.where(now.done, now.log_probs, now.log_probs + chosen)
         if now.weights is not None:
             weights = jnp.where(now.done[..., None], 0, weights)
             weights = lax.dynamic_update_index_in_dim(now.weights, weights, now.position, 0)
@@ -81,9 +82,9 @@ def rollout(
             position=now.position + 1,
             last=tokens,
             dynamic=after.dynamic,
-            done=now.done | (tokens == EOS_ID) | (lengths >= limits),
+            done=now.done | (tokens == EOS_ID) | (lengths >= limits) | (total < IMPOSSIBLE / 2),
             lengths=lengths,
-            log_probs=jnp.where(now.done, now.log_probs, now.log_probs + chosen),
+            log_probs=total,
             tokens=lax.dynamic_update_index_in_dim(now.tokens, tokens, now.position, 0),
             weights=weights,
         )
@@ -103,13 +104,16 @@ def rollout(
         weights=None if looked is None else jnp.zeros((max_len, *looked.shape), looked.dtype),
     )
     end = lax.while_loop(unfinished, advance, end)
-    log_probs = jnp.where(end.lengths > 0, end.log_probs, IMPOSSIBLE)
-    coverage = end.weights.sum(0) if rules.covers else None
+    exists = (end.lengths > 0) & (end.log_probs > IMPOSSIBLE / 2)  # constraints may leave nothing to choose from
+    log_probs, lengths = jnp.where(exists, end.log_probs, IMPOSSIBLE), jnp.where(exists, end.lengths, 0)
+    tokens, weights = jnp.where(exists, end.tokens, PAD_ID), end.weights
+    if weights is not None:
+        weights = jnp.where(exists[..., None], weights, 0)
     return Hypotheses(
-        tokens=jnp.moveaxis(end.tokens, 0, 2),
-        lengths=end.lengths,
+        tokens=jnp.moveaxis(tokens, 0, 2),
+        lengths=lengths,
         log_probs=log_probs,
-        scores=rules.score(log_probs, start.divisors[end.lengths], coverage),
-        finished=jnp.any(end.tokens == EOS_ID, axis=0),
-        weights=None if end.weights is None else jnp.moveaxis(end.weights, 0, 2),
+        scores=rules.score(log_probs, start.divisors[lengths], weights.sum(0) if rules.covers else None),
+        finished=jnp.any(tokens == EOS_ID, axis=0),
+        weights=None if weights is None else jnp.moveaxis(weights, 0, 2),
     )
