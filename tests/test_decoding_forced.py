@@ -82,3 +82,10 @@ def test_alternatives_at_each_step():
             best = 2 + np.argsort(-expected[2:])[:3] if token else np.zeros(3, int)  # neither padding nor a begin
             assert forced.top_tokens[row, t].tolist() == best.tolist()
             np.testing.assert_allclose(forced.top_log_probs[row, t], expected[best] if token else 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [-1, 10])
+def test_more_alternatives_than_words_are_refused(top_k):
+    toy = ToyDecoder(TABLES)
+    with pytest.raises(ValueError, match=f"top_k must be within 0 and the 9 words there are, found {top_k}"):
+        jax.eval_shape(lambda tgt: forced_decode(toy.step, toy.start(BATCH, 6), tgt, top_k=top_k), TGT)

@@ -51,6 +51,9 @@ def forced_decode(
     Returns:
       ``Forced``, shaped like ``tgt``.
 
+    Raises:
+      ValueError: for a ``top_k`` that is negative or larger than the vocabulary.
+
     >>> table = jnp.log(jnp.array([0.0, 0.0, 0.5, 0.375, 0.125]))
     >>> step = lambda tokens, state: (jnp.broadcast_to(table, (*tokens.shape, 5)), None, state)
     >>> forced = forced_decode(step, DecodeState(None, jnp.zeros((1, 1))), jnp.array([[4, 2, 0]]), top_k=2)
@@ -70,6 +73,8 @@ def forced_decode(
         last, target, real = inputs  # [batch, n]
         logits, weights, after = step(last, state.replace(dynamic=dynamic))
         log_probs = log_probabilities(logits)
+        if not 0 <= top_k <= log_probs.shape[-1]:
+            raise ValueError(f"top_k must be within 0 and the {log_probs.shape[-1]} words there are, found {top_k}")
         chosen = jnp.take_along_axis(log_probs, target[..., None], axis=-1, mode="clip")[..., 0]
         best, ids = lax.top_k(forbid(log_probs, 0, min_len=1), top_k) if top_k else (None, None)
         rows = jax.tree.map(lambda leaf: jnp.where(real[..., None], leaf, 0), (weights, ids, best))
