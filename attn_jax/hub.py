@@ -148,6 +148,8 @@ class Translator:
         """
         config = dataclasses.replace(config or SearchConfig(), **options)
         config.check()
+        if batch_tokens < 1:
+            raise ValueError(f"batch_tokens must be at least 1, found {batch_tokens}")
         if isinstance(text, str):
             given = None if prefix is None else [prefix]
             return self([text], config, prefix=given, tree=tree, batch_tokens=batch_tokens)[0]
@@ -183,7 +185,8 @@ class Translator:
             found = jax.device_get(found)
             for row, index in enumerate(rows):
                 ids = sequences[index]
-                results[filled[index]] = [self._translation(found, row, k, ids) for k in range(config.count)]
+                there = max(1, np.count_nonzero(found.lengths[row]))  # a small vocabulary cannot fill a wide beam
+                results[filled[index]] = [self._translation(found, row, k, ids) for k in range(there)]
         return results
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,10 @@ class SearchConfig:
             check_beam(self.beam, self.n_best, self.groups, self.diversity)
         if isinstance(self.length_penalty, str) and self.length_penalty != "average":
             raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {self.length_penalty!r}")
+        for name in ("length_penalty", "coverage_penalty", "diversity", "temperature"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, found {value}")
         for name in ("coverage_penalty", "no_repeat_ngram", "max_len", "min_len", "top_k", "num_samples"):
             least = int(name in ("min_len", "num_samples"))
             if getattr(self, name) < least:

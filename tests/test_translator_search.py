@@ -157,6 +157,8 @@ def test_an_ensemble_shares_its_vocabularies(folders):
         ({"beam": 0}, "beam must be at least 1, found 0"),
         ({"beam": 4, "groups": 3}, "groups must divide beam = 4 and n_best = 1, found 3"),
         ({"coverage_penalty": -1.0}, "coverage_penalty must be at least 0, found -1.0"),
+        ({"length_penalty": float("nan")}, "length_penalty must be a finite number, found nan"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, found 0"),
         ({"min_len": 0}, "min_len must be at least 1, found 0"),
         ({"max_len": 3, "min_len": 4}, "min_len must be at most max_len = 3, found 4"),
         ({"length_penalty": "mean"}, "length_penalty must be a number .* or 'average', found 'mean'"),
@@ -171,6 +173,11 @@ def test_an_ensemble_shares_its_vocabularies(folders):
 def test_what_is_refused(translator, options, message):
     with pytest.raises(ValueError, match=message):
         translator("a", **options)
+
+
+def test_no_more_hypotheses_than_there_are(translator):
+    found = translator("a", beam=30, n_best=30, max_len=1)
+    assert 1 <= len(found) < 30 and all(hypothesis.tokens for hypothesis in found)
 
 
 def test_prefixes_and_coverage_that_do_not_fit(translator, folders):
