@@ -185,8 +185,8 @@ class Translator:
             found = jax.device_get(found)
             for row, index in enumerate(rows):
                 ids = sequences[index]
-                there = max(1, np.count_nonzero(found.lengths[row]))  # a small vocabulary cannot fill a wide beam
-                results[filled[index]] = [self._translation(found, row, k, ids) for k in range(there)]
+                there = np.flatnonzero(found.lengths[row]).tolist() or [0]  # a small vocabulary cannot fill a wide beam
+                results[filled[index]] = [self._translation(found, row, k, ids) for k in there]
         return results
 
     @property
