@@ -300,6 +300,18 @@ class Seq2Seq(nn.Module):
         embedded = embedded if input_mask is None else embedded * input_mask
         return self.decoder(embedded, keys, batch.src_mask, carry, masks=masks)
 
+    def attention_maps(self, batch: Batch) -> dict[str, Array]:
+        """Every attention map for given pairs, as `attn_jax.models.transformer.Transformer.attention_maps` gives them.
+
+        Returns:
+          ``cross [batch, 1, heads, tgt_len, src_len]``, rows of padding are 0; nothing without attention.
+        """
+        _, weights = self.features(batch)
+        if weights is None:
+            return {}
+        weights = weights if weights.ndim == 4 else weights[:, None]
+        return {"cross": jnp.where(batch.tgt_mask[:, None, :, None], weights, 0)[:, None]}
+
     def _mixed_inputs(self, inputs, probability, keys, src_mask, carry, masks, input_mask) -> Array:
         """Each input is the true one or, if its coin falls so, what the model says after the inputs before it."""
         pure, einsum = self.decoder.clone(parent=None), PRECISIONS[self.config.precision]
