@@ -4,14 +4,27 @@ import itertools
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
+import time
+
+import pytest
 
 # Chromium reads from descriptor 3 and writes to 4; moved beyond them first, the two cannot tread on each other.
 AS_3_AND_4 = (
     "import fcntl, os, sys; ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 9) for end in sys.argv[1:3]]; "
     "os.dup2(ends[0], 3); os.dup2(ends[1], 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
+
+
+def find_browser():
+    """The path of a Chromium; skips the test that asks where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None or os.name != "posix":
+        pytest.skip("no Chromium on the path; on Debian: apt-get install chromium")
+    return program
 
 
 class Browser:
@@ -61,6 +74,29 @@ class Browser:
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self.read())
 
+    def trouble(self):
+        """Exceptions, whatever was written to the console, violations of the policy."""
+        return self.seen("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+
+    def requests(self):
+        return [seen["request"]["url"] for seen in self.seen("Network.requestWillBeSent")]
+
+    def saved(self, folder, name):
+        """The bytes of a download, once it is whole."""
+        for _ in range(200):
+            if (folder / name).exists():
+                return (folder / name).read_bytes()
+            time.sleep(0.05)
+        raise AssertionError(f"{name} was not saved")
+
+    def until(self, expression):
+        """Waits until an expression of the page is true."""
+        for _ in range(600):
+            if self.js(expression):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"never true: {expression}")
+
     def seen(self, *methods):
         return [event["params"] for event in self.events if event.get("method") in methods]
 
@@ -70,6 +106,8 @@ class Browser:
         return result["result"].get("value")
 
     def middle(self, element):
+        """Scrolls an element into sight and gives the point in its middle."""
+        self.js(f"({element}).scrollIntoView({{ block: 'nearest', inline: 'nearest', behavior: 'instant' }})")
         return self.js(f"(r => [r.x + r.width / 2, r.y + r.height / 2])(({element}).getBoundingClientRect())")
 
     def mouse(self, point, *kinds):
@@ -81,7 +119,7 @@ class Browser:
         self.mouse(self.middle(element), "mousePressed", "mouseReleased")
 
     def key(self, name):
-        text = {"text": "\r"} if name == "Enter" else {}
+        text = {"text": "\r"} if name == "Enter" else {"text": name} if len(name) == 1 else {}
         self("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
         self("Input.dispatchKeyEvent", type="keyUp", key=name)
 

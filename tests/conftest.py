@@ -6,6 +6,8 @@ import tempfile
 import jax
 import pytest
 
+from tests.browser import Browser, find_browser
+
 
 def pytest_configure(config):
     """Keeps compilation short, which is most of the time: plain kernels, few optimisations, one cache for a process."""
@@ -34,3 +36,11 @@ def x64():
 def rng():
     """A PRNG key; split it, never use it twice."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium, if there is one."""
+    browser = Browser(find_browser(), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

@@ -1,18 +1,19 @@
-"""The attention page, as text and in a real browser."""
+"""The attention page as text: its data, what may run, what may load; tests/test_viewer_browser.py opens it."""
 
 import base64
 import hashlib
+import html
 import html.parser
 import json
-import os
 import re
-import shutil
+from importlib.resources import files
 
 import numpy as np
 import pytest
 
 from attn_jax import viz
-from tests.browser import Browser
+from attn_jax.viz.examples import STEPS, example_data, pack_weights, unpack_weights
+from attn_jax.viz.viewer import LIVE_SCRIPTS, STYLES, live_page
 
 SRC = ("the", "black", "cat", "</s>")
 TGT = ("le", "chat", "noir", "</s>")
@@ -69,29 +70,70 @@ class Page(html.parser.HTMLParser):
         return json.loads(dict(self.raw)["application/json"])
 
 
-class TestAttentionPage:
-    def test_data(self):
+def unpacked(packed):
+    return unpack_weights(packed["weights"]).reshape(packed["shape"])
+
+
+class TestData:
+    def test_one_model(self):
         data = Page(viz.attention_page([example()], title="A & B")).data
-        assert data["version"] == 1
-        assert data["title"] == "A & B"
+        assert (data["version"], data["title"], data["live"]) == (2, "A & B", None)
         (shown,) = data["examples"]
-        assert shown["source"] == {"tokens": list(SRC), "text": "the black cat"}
-        assert shown["reference"] == "le chat noir"
-        best, second = shown["hypotheses"]
-        assert best["weights"] == WEIGHTS.tolist()
+        assert (shown["text"], shown["reference"]) == ("the black cat", "le chat noir")
+        (model,) = shown["models"]
+        assert model["source"] == {"tokens": list(SRC), "words": [0, 1, 2, 3]}
+        assert model["encoder"] is model["tree"] is None
+        best, second = model["hypotheses"]
+        assert best["cross"]["shape"] == [1, 1, 4, 4] and best["cross"]["softmax"] and best["decoder"] is None
+        np.testing.assert_allclose(unpacked(best["cross"])[0, 0], WEIGHTS, rtol=1 / STEPS)
         assert best["gold"] == [[0, 0], [1, 2], [2, 1]]
-        assert (best["text"], best["score"]) == ("le chat noir", -0.25)
+        assert (best["text"], best["score"], best["label"]) == ("le chat noir", -0.25, "")
         assert (second["text"], second["gold"]) == ("Un chat.", None)
 
-    def test_weights_are_rounded_to_four_places(self):
-        hypothesis = viz.AttentionHypothesis(tokens=["a"], weights=np.float32([[1 / 3, 1e-9]]))
-        (shown,) = Page(viz.attention_page([example(src_tokens=["x", "y"], hypotheses=[hypothesis])])).data["examples"]
-        assert shown["hypotheses"][0]["weights"] == [[0.3333, 0]]
+    def test_weights_keep_their_ratio(self):
+        """Off by no more than 1 / 4096 of themselves down to exp(-31): enough for any temperature; 0 stays 0."""
+        weights = np.exp(-np.linspace(0, 31, 5000)).astype(np.float32)
+        np.testing.assert_allclose(unpack_weights(pack_weights(weights)), weights, rtol=0.501 / STEPS)
+        assert unpack_weights(pack_weights([0.0, 1.0, 1e-30])).tolist() == [0, 1, 0]
+        assert len(pack_weights(np.ones(30))) == 80  # 16 bits each, in base64
 
+    def test_everything(self):
+        """Layers, heads, encoder and decoder maps, alternatives, a tree, and another model of other tokens."""
+        rng = np.random.default_rng(0)
+        maps = lambda *shape: rng.dirichlet(np.ones(shape[-1]), shape[:-1])  # noqa: E731
+        tokens = ("▁le", "s", "</s>")
+        hypothesis = viz.AttentionHypothesis(
+            tokens=tokens,
+            weights=maps(2, 3, 3, 4),
+            decoder=maps(2, 3, 3, 3),
+            log_probs=np.log([0.5, 0.25, 1.0]),
+            alternatives=[[("▁le", -0.69), ("<b>", -1.0)], [("s", -1.39)], []],
+            forced=1,
+            label="reference",
+            possible=[(0, 1)],
+        )
+        tree = viz.SearchTree(tokens=["▁le", "s", "x"], parents=[-1, 0, 0], log_probs=[-0.7, -2.1, -3], leaves=[1])
+        other = example(name="other", src_tokens=("a", "b", "c", "d"))
+        whole = example(hypotheses=[hypothesis], encoder=maps(1, 2, 4, 4), tree=tree, name="one", others=[other])
+        data = example_data(whole)
+        one, two = data["models"]
+        assert (one["name"], two["name"], two["source"]["tokens"]) == ("one", "other", list("abcd"))
+        assert one["encoder"]["shape"] == [1, 2, 4, 4]
+        (found,) = one["hypotheses"]
+        np.testing.assert_allclose(unpacked(found["decoder"]), hypothesis.decoder, rtol=1 / STEPS)
+        assert found["words"] == [0, 0, 1] and found["log_probs"] == [-0.6931, -1.3863, 0.0]
+        assert found["alternatives"][0] == [["▁le", -0.69], ["<b>", -1.0]]
+        assert (found["forced"], found["label"], found["possible"]) == (1, "reference", [[0, 1]])
+        assert one["tree"] == {"tokens": ["▁le", "s", "x"], "parents": [-1, 0, 0], "log_probs": [-0.7, -2.1, -3.0],
+                               "leaves": [1]}  # fmt: skip
+        json.dumps(data)
+
+
+class TestAttentionPage:
     def test_subwords_become_text(self):
         src = ["▁un", "do", "▁it", "</s>"]
         page = viz.attention_page([example(src_tokens=src)])
-        assert Page(page).data["examples"][0]["source"]["text"] == "undo it"
+        assert Page(page).data["examples"][0]["text"] == "undo it"
 
     def test_tokens_stay_data(self):
         page = viz.attention_page([nasty()], title=NASTY[1] + NASTY[0])
@@ -102,7 +144,8 @@ class TestAttentionPage:
             attribute for _, attributes in parsed.tags for attribute in attributes if attribute.startswith("on")
         ] == []
         (shown,) = parsed.data["examples"]
-        assert tuple(shown["source"]["tokens"]) == tuple(shown["hypotheses"][0]["tokens"]) == NASTY
+        (model,) = shown["models"]
+        assert tuple(model["source"]["tokens"]) == tuple(model["hypotheses"][0]["tokens"]) == NASTY
         (line,) = [line for line in page.split("\n") if 'id="data"' in line]
         payload = line.partition(">")[2].removesuffix("</script>")
         assert not set("<>&\u2028\u2029") & set(payload)
@@ -138,6 +181,26 @@ class TestAttentionPage:
         for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch("):
             assert forbidden not in page
 
+    def test_a_live_page_may_ask_its_server_and_nothing_else(self):
+        page, policy = live_page("Live", max_beam=4, max_chars=99)
+        parsed = Page(page)
+        assert parsed.data == {"version": 2, "title": "Live", "live": {"max_beam": 4, "max_chars": 99}, "examples": []}
+        assert "connect-src 'self'" in policy and html.escape(policy, quote=False) in page
+        assert re.findall(r"fetch\(([^,]*)", page) == ['"/api/translate"']
+        assert len(page.encode()) < 200_000
+
+    def test_no_part_is_long(self):
+        parts = {path.name: path for path in (files(viz) / "page").iterdir()}
+        assert set(parts) == {*STYLES, *LIVE_SCRIPTS, "page.html"}
+        for name, path in parts.items():
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, name
+
+    def test_a_notebook_shows_a_frame(self):
+        frame = example()._repr_html_()
+        (tag,) = Page(frame).tags
+        assert tag[0] == "iframe" and tag[1]["sandbox"] == "allow-scripts allow-downloads"
+        assert tag[1]["srcdoc"] == viz.attention_page([example()])
+
     def test_says_what_attention_is_not(self):
         assert "not an explanation" in " ".join(viz.attention_page([example()]).split())
 
@@ -154,8 +217,12 @@ class TestAttentionPage:
         [
             ({"weights": WEIGHTS[:3]}, r"example 1, hypothesis 0: .*\[tgt_len=4, src_len=4\].*found \[3, 4\]"),
             ({"weights": -WEIGHTS}, "pass weights, not scores"),
+            ({"weights": 2 * WEIGHTS}, "from 0 to 1; pass weights, not scores"),
+            ({"decoder": WEIGHTS[:, :2]}, r"decoder: expected weights of shape \[tgt_len=4, tgt_len=4\]"),
+            ({"log_probs": [0.0]}, "expected log_probs for each of 4 target tokens, found 1"),
+            ({"alternatives": [[("a", float("nan"))]] * 4}, "expected a finite score"),
             ({"weights": WEIGHTS + np.inf}, "finite weights"),
-            ({"score": float("nan")}, "expected a finite score or None, found nan"),
+            ({"score": float("nan")}, "expected a finite score or log-probability or None, found nan"),
             ({"gold": [(4, 0)]}, "gold link 4-0 .* out of range"),
             ({"tokens": ()}, "at least one target token"),
         ],
@@ -165,127 +232,22 @@ class TestAttentionPage:
         with pytest.raises(ValueError, match=message):
             viz.attention_page([example(), example(hypotheses=[hypothesis])])
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"parents": [-1]}, "expected as many parents and log_probs as tokens"),
+            ({"parents": [0, -1]}, "expected every parent before its children"),
+            ({"leaves": [1, 2]}, "expected leaves among 2 nodes"),
+            ({"leaves": [1]}, r"a leaf a hypothesis \(2\)"),
+        ],
+    )
+    def test_a_tree_that_is_none(self, changes, message):
+        fields = {"tokens": ["a", "b"], "parents": [-1, 0], "log_probs": [-1.0, -2.0], "leaves": [1, None]}
+        with pytest.raises(ValueError, match=message):
+            viz.attention_page([example(tree=viz.SearchTree(**fields | changes))])
+
     def test_nothing_to_show(self):
         with pytest.raises(ValueError, match="at least one example"):
             viz.attention_page([])
         with pytest.raises(ValueError, match=r"example 0: .* found 4 tokens and 0 hypotheses"):
             viz.attention_page([example(hypotheses=())])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None or os.name != "posix":
-        pytest.skip("no Chromium on the path; on Debian: apt-get install chromium")
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def page(browser, tmp_path):
-    """The page of two examples, opened from disk at a desktop's size; afterwards: no error, no request but itself."""
-    path = viz.write_attention_page(tmp_path / "attention.html", [example(), nasty()], title="Test")
-    browser("Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False)
-    browser.mouse((1, 1))
-    browser.open(path.as_uri())
-    yield browser
-    assert browser.seen("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded") == []
-    requests = [seen["request"]["url"] for seen in browser.seen("Network.requestWillBeSent")]
-    assert requests == [path.as_uri()]
-
-
-def token(side, index):
-    return f"document.querySelectorAll('#{side}-tokens .token')[{index}]"
-
-
-def texts(selector):
-    return f"Array.from(document.querySelectorAll('{selector}'), node => node.textContent)"
-
-
-MATRIX = "document.querySelector('input[value=matrix]')"
-CHOSEN = "Array.from(document.querySelectorAll('.token.chosen'), node => node.textContent)"
-DRAWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-
-
-class TestInTheBrowser:
-    def test_hover_highlights_the_other_side_and_click_pins(self, page):
-        page.mouse(page.middle(token("tgt", 1)))
-        assert page.js(texts("#readout li")) == ["cat0.700", "the0.100", "black0.100", "</s>0.100"]
-        assert page.js(texts("#readout h2")) == ["chat"]
-        assert page.js("document.querySelectorAll('#src-tokens [data-weight]').length") == 4
-        page.mouse(page.middle(token("src", 1)))
-        assert page.js(texts("#readout li"))[:2] == ["noir0.800", "chat0.100"]
-        page.mouse((5, 5))
-        assert page.js(texts("#readout li")) == []
-        page.click(token("tgt", 2))
-        page.mouse((5, 5))
-        assert page.js(CHOSEN) == ["noir"]
-        assert page.js(f"{token('tgt', 2)}.getAttribute('aria-pressed')") == "true"
-        page.click(token("tgt", 2))
-        page.mouse((5, 5))
-        assert page.js(CHOSEN) == []
-
-    def test_keys_in_the_line_view(self, page):
-        page.js(f"{token('src', 0)}.focus({{ focusVisible: true }})")
-        page.key("ArrowRight")
-        assert page.js(CHOSEN) == ["black"]
-        page.key("ArrowDown")  # to the token it is tied to most
-        assert page.js(CHOSEN) == ["noir"]
-        page.key("Enter")
-        assert page.js("document.getElementById('announcer').textContent").startswith("Pinned. noir: black 0.800")
-        page.key("Escape")
-        assert page.js(CHOSEN) == []
-
-    def test_matrix(self, page):
-        page.click(f"{MATRIX}.nextElementSibling")
-        page.js("document.getElementById('matrix').focus()")
-        page.key("ArrowDown")
-        page.key("ArrowDown")
-        page.key("ArrowRight")
-        page.js(DRAWN)
-        assert page.js("document.getElementById('tip').textContent") == "chat ← black0.100"
-        # From there one cell to the right with the mouse.
-        x, y = page.js("(r => [r.x + r.width / 2, r.bottom])(document.getElementById('tip').getBoundingClientRect())")
-        page.mouse((x + 40, y + 20))
-        page.js(DRAWN)
-        assert page.js("document.getElementById('tip').textContent") == "chat ← cat0.700"
-        assert "4 output tokens by 4 source tokens" in page.js("document.getElementById('matrix').ariaLabel")
-
-    def test_hypotheses_and_gold(self, page):
-        halos = "document.querySelectorAll('#gold-strokes .halo').length"
-        assert page.js(halos) == 3
-        page.click("document.getElementById('gold')")
-        assert page.js(halos) == 0
-        page.click(token("tgt", 3))
-        page.click("document.querySelectorAll('button.hypothesis')[1]")
-        assert page.js(CHOSEN) == []  # a pin of another hypothesis means nothing here
-        assert page.js(texts("#tgt-tokens .token")) == ["un", "chat"]
-        assert page.js("document.getElementById('gold-choice').hidden")
-        assert page.js(texts(".score")) == ["score −0.250", "score −1.500"]
-
-    def test_tokens_cannot_run(self, page):
-        page.click("document.getElementById('next')")
-        assert page.js("document.getElementById('example').selectedIndex") == 1
-        for view in (token("tgt", 0), f"{MATRIX}.nextElementSibling"):
-            page.click(view)
-        page.js(DRAWN)
-        assert page.js("typeof stolen") == "undefined"
-        assert page.js("document.images.length") == 0
-        assert page.js("document.getElementById('source').textContent") == NASTY[1]
-
-    def test_a_phone(self, page):
-        page("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
-        for click in ("0", f"{MATRIX}.click()"):
-            page.js(click)
-            page.js(DRAWN)
-            assert page.js("document.documentElement.scrollWidth") == 390
-
-    def test_dark(self, page):
-        paper = "getComputedStyle(document.body).backgroundColor"
-        light = page.js(paper)
-        page("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
-        dark = page.js(paper)
-        page("Emulation.setEmulatedMedia", features=[])
-        assert (light, dark) == ("rgb(250, 249, 246)", "rgb(18, 22, 27)")
