@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "hub": ("Scored", "Translation", "Translator"),
+    "pictures": ("attention_of",),
     "run": ("run_training",),
     "run_config": ("DataConfig", "RunConfig"),
     "models.protocol": ("Batch", "DecodeState", "StepOutput"),
@@ -39,6 +40,7 @@ _HOME = {
     "training.loop": ("TrainConfig", "train"),
     "training.step": ("OptimizerConfig",),
     "viz.figures": ("plot_attention", "save_figure"),
+    "viz.examples": ("AttentionExample", "AttentionHypothesis"),
     "viz.viewer": ("attention_page", "write_attention_page"),
 }
 _ROOM_OF = {name: room for room, names in _HOME.items() for name in names}

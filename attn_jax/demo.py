@@ -12,15 +12,18 @@ from typing import Any
 from attn_jax.data.batching import BatchConfig
 from attn_jax.data.grammar import AlignedPair, dictionary_baseline, split
 from attn_jax.data.parallel import ParallelText, ReadReport
-from attn_jax.hub import Translation, Translator, attention_example
-from attn_jax.metrics.alignment import alignment_error_rate, weights_to_links
+from attn_jax.hub import Translation, Translator
+from attn_jax.metrics.alignment import GoldAlignment, alignment_error_rate, weights_to_links
 from attn_jax.metrics.translation import bleu
 from attn_jax.nn.settings import check_at_least_one
+from attn_jax.pictures import attention_of
 from attn_jax.run import train_on_text
 from attn_jax.run_config import DataConfig, RunConfig
+from attn_jax.search_config import SearchConfig
 from attn_jax.training import journal as journals
 from attn_jax.training.loop import TrainConfig
 from attn_jax.training.step import OptimizerConfig
+from attn_jax.viz.examples import AttentionExample
 from attn_jax.viz.figures import plot_attention, save_figure
 from attn_jax.viz.viewer import write_attention_page
 
@@ -134,7 +137,7 @@ def run_demo(
     texts = _text(parts[0]), _text(parts[1])
     translator, _ = train_on_text(run, lambda: texts, out, resume, overwrite, on_event)
     result = measure(translator, train_pairs, test_pairs)
-    _draw(result, test_pairs, Path(out))
+    _draw(translator, result, test_pairs, Path(out))
     record = {
         "bleu": result.bleu,
         "signature": result.signature,
@@ -171,12 +174,19 @@ def _text(pairs: Sequence[AlignedPair]) -> ParallelText:
     return ParallelText(src, tgt, ReadReport(files=(), kept=len(pairs), skipped={}))
 
 
-def _draw(result: DemoResult, test_pairs: Sequence[AlignedPair], out: Path) -> None:
+def _draw(translator: Translator, result: DemoResult, test_pairs: Sequence[AlignedPair], out: Path) -> None:
     fox = result.translations[0][0]
     figure = plot_attention(fox.attention, fox.src_tokens, fox.tokens, title="Where the decoder looked")
     save_figure(figure, out / "attention.png")
-    references = {pair.src: " ".join(pair.tgt) for pair in test_pairs}
-    examples = [
-        attention_example(found, references.get(tuple(found[0].src_tokens[:-1]))) for found in result.translations
-    ]
+    known = {" ".join(pair.src): pair for pair in test_pairs}
+    examples = [_example(translator, " ".join(found[0].src_tokens[:-1]), known) for found in result.translations]
     write_attention_page(out / "attention.html", examples, title="English to French, the bundled grammar")
+
+
+def _example(translator: Translator, sentence: str, known: Mapping[str, AlignedPair]) -> AttentionExample:
+    """A sentence with, where it is a held-out one, its reference and gold alignment."""
+    config, pair = SearchConfig(n_best=3), known.get(sentence)
+    if pair is None:
+        return attention_of(translator, sentence, config)
+    gold = GoldAlignment(frozenset(pair.alignment), frozenset(pair.alignment))
+    return attention_of(translator, sentence, config, reference=" ".join(pair.tgt), gold=gold)

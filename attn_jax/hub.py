@@ -26,7 +26,6 @@ from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
 from attn_jax.translation import Scored, Translation, TreeNode
-from attn_jax.viz.viewer import AttentionExample, AttentionHypothesis
 
 EOS_TOKEN = SPECIAL_TOKENS[EOS_ID]
 MAX_SRC_LEN = 1024
@@ -353,19 +352,6 @@ def _load(path: Path, precision: str) -> tuple[Any, Any, Vocabulary, Vocabulary]
 def _has_model(run: Path) -> bool:
     """Whether a run folder holds a model, or what an interrupted save left of one."""
     return (run / "model").is_dir() or replaced_name(run / "model").is_dir()
-
-
-def attention_example(hypotheses: Sequence[Translation], reference: str | None = None) -> AttentionExample:
-    """The hypotheses of a sentence as the interactive page takes them."""
-    return AttentionExample(
-        src_tokens=hypotheses[0].src_tokens,
-        hypotheses=[
-            AttentionHypothesis(tokens=h.tokens, weights=h.attention, text=h.text, score=h.score)
-            for h in hypotheses
-            if h.tokens
-        ],
-        reference=reference,
-    )
 
 
 def _padded(prefixes: list[list[int]], rows: int) -> np.ndarray | None:

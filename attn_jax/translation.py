@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from attn_jax.viz.examples import AttentionExample, AttentionHypothesis
+from attn_jax.viz.viewer import attention_frame
+
 
 class TreeNode(NamedTuple):
     """A hypothesis that a search went through: what ``parent`` (a place in the tree, -1: the root) became by ``token``.
@@ -40,6 +43,13 @@ class Translation(NamedTuple):
     src_tokens: tuple[str, ...]
     log_prob: float
     tree: tuple[TreeNode, ...] | None = None
+
+    def _repr_html_(self) -> str | None:
+        """The interactive page of its attention, for notebooks; `attn_jax.pictures.attention_of` shows more."""
+        if self.attention is None:
+            return None
+        hypothesis = AttentionHypothesis(tokens=self.tokens, weights=self.attention, text=self.text, score=self.score)
+        return attention_frame([AttentionExample(src_tokens=self.src_tokens, hypotheses=[hypothesis])])
 
 
 class Scored(NamedTuple):

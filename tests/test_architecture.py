@@ -18,8 +18,8 @@ FLOORS = (
     {"translation"},
     {"hub", "progress", "doctor"},
     {"run_config"},
-    {"run"},
-    {"demo"},
+    {"run", "pictures"},
+    {"demo", "serve"},
     {"verbs"},
     {"cli"},
     {"", "__main__"},  # the package itself, which names everything that is public

@@ -8,7 +8,7 @@ import pytest
 from attn_jax import hub
 from attn_jax.data.batching import Sequences
 from attn_jax.data.vocabulary import WordVocabulary
-from attn_jax.hub import Translator, attention_example, token_strings
+from attn_jax.hub import Translator, token_strings
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import EOS_ID, UNK_ID, Batch
 from attn_jax.storage.model_folder import ModelFolderError
@@ -165,10 +165,3 @@ def test_a_language_token_of_the_vocabulary_is_no_error():
 def test_token_strings():
     assert token_strings(SRC, [4, 5, EOS_ID]) == ("a", "b", "</s>")
     assert token_strings(SRC, np.array([4, UNK_ID])) == ("a", "<unk>") and token_strings(SRC, []) == ()
-
-
-def test_attention_example(found):
-    example = attention_example(found[0], reference="A B")
-    assert example.src_tokens == ("a", "b", "c", "</s>") and example.reference == "A B"
-    assert [h.tokens for h in example.hypotheses] == [h.tokens for h in found[0]]
-    np.testing.assert_array_equal(example.hypotheses[1].weights, found[0][1].attention)
