@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
-from attn_jax.verbs.attend import Attend
+from attn_jax.verbs.attend import Attend, Serve
 from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
 from attn_jax.verbs.translate import Evaluate, Score, Translate
@@ -29,6 +29,7 @@ VERBS = {
     "translate": Translate,
     "score": Score,
     "attend": Attend,
+    "serve": Serve,
     "doctor": Doctor,
 }
 

@@ -1,4 +1,4 @@
-"""``attend``: the attention of a translation, as a page or a picture."""
+"""``attend`` and ``serve``: the attention of a translation, as a page, as a picture, or live."""
 
 from __future__ import annotations
 
@@ -20,10 +20,21 @@ class Attend:
     """An interactive .html page, or a .png, .svg or .pdf picture."""
     beam: int = 5
     """Hypotheses that the search keeps, and that the page holds."""
+    reference: str | None = None
+    """A translation by a person: the page shows where the model looks while it is made to write it."""
+    gold: str | None = None
+    """Word alignment of sentence and reference, Pharaoh links such as "0-0 1-2 2?1", to draw over the attention."""
+    compare: tuple[Path, ...] = ()
+    """Run or model folders whose view of the same sentence the page shows beside."""
 
     def run(self) -> None:
         """Writes the page or the picture."""
-        from attn_jax.hub import Translator, attention_example
+        import dataclasses
+
+        from attn_jax.hub import Translator
+        from attn_jax.metrics.alignment import parse_pharaoh
+        from attn_jax.pictures import attention_of
+        from attn_jax.search_config import SearchConfig
         from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
         from attn_jax.viz.viewer import write_attention_page
 
@@ -31,14 +42,43 @@ class Attend:
             raise ValueError(f"{self.out}: expected a name that ends in .html, {', '.join(SUFFIXES)}; rename --out")
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
-        found = Translator.load(self.folder)(self.sentence, beam=self.beam, n_best=self.beam)
-        best = found[0]
-        if not best.src_tokens:
-            raise ValueError("this sentence is too long to be translated; give a shorter one")
-        if best.attention is None:
-            raise ValueError(f"{self.folder}: this model was trained without attention, so there is nothing to draw")
+        config = SearchConfig(beam=self.beam, n_best=self.beam)
+        gold = None if self.gold is None else parse_pharaoh([self.gold], "--gold")[0]
+
+        def seen_by(folder: Path):
+            translator = Translator.load(folder)
+            extras = {"reference": self.reference, "gold": gold, "name": folder.resolve().name}
+            return attention_of(translator, self.sentence, config, **extras)
+
+        example = seen_by(self.folder)
+        best = example.hypotheses[0]
         if self.out.suffix == ".html":
-            write_attention_page(self.out, [attention_example(found)], title="Attention")
+            example = dataclasses.replace(example, others=tuple(map(seen_by, self.compare)))
+            write_attention_page(self.out, [example], title="Attention")
         else:
-            save_figure(plot_attention(best.attention, best.src_tokens, best.tokens, title=best.text), self.out)
+            weights = best.weights.mean((0, 1))  # over layers and heads
+            save_figure(
+                plot_attention(weights, example.src_tokens, best.tokens, title=best.text, gold=best.gold), self.out
+            )
         print(f"{best.text}\n{self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Show the attention page live: type a sentence, force a word. On this machine only, unless told otherwise."""
+
+    folder: tyro.conf.Positional[Path]
+    """Run or model folder."""
+    host: str = "127.0.0.1"
+    """Interface to listen on. Any other than loopback lets other machines use the model: there is no password."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+
+    def run(self) -> None:
+        """Serves until Ctrl-C."""
+        from attn_jax.hub import Translator
+        from attn_jax.serve import serve
+
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"--port must be between 0 and 65535, found {self.port}")
+        serve(Translator.load(self.folder), self.host, self.port, title=self.folder.resolve().name)

@@ -1,0 +1,199 @@
+"""The live page: what the server answers, what it refuses, and the whole of it in a browser."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from attn_jax import serve
+from attn_jax.search_config import SearchConfig
+from tests.test_pictures import SENTENCE, make_translator
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve.Server(make_translator("recurrent"), port=0, title="<tiny>", burst=10_000) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server, method="POST", path="/api/translate", body=None, **headers):
+    """One request; gives status, headers and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=120)
+    headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    try:
+        connection.request(method, path, body=body, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def request(**changes):
+    return json.dumps({"sentence": SENTENCE, "beam": 2, "temperature": 0, "prefix": []} | changes)
+
+
+def example(server, **changes):
+    status, _, body = ask(server, body=request(**changes))
+    assert status == 200, body
+    return json.loads(body)["example"]
+
+
+def test_the_page(server):
+    status, headers, body = ask(server, "GET", "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert b"&lt;tiny&gt;" in body and b"<tiny>" not in body
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; connect-src 'self'; ")
+    assert headers["Content-Security-Policy"].endswith("; frame-ancestors 'none'")
+    assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+    assert "Python" not in headers["Server"]
+
+
+def test_a_translation_and_a_forced_word(server):
+    shown = example(server)
+    assert shown["text"] == SENTENCE
+    best = shown["models"][0]["hypotheses"][0]
+    assert shown["models"][0]["tree"]["leaves"][0] is not None
+    word = next(token for token, _ in best["alternatives"][1] if token not in (best["tokens"][1], "</s>"))
+    (model,) = example(server, prefix=[best["tokens"][0], word])["models"]
+    assert all(h["tokens"][:2] == [best["tokens"][0], word] and h["forced"] == 2 for h in model["hypotheses"])
+
+
+@pytest.mark.parametrize(
+    ("status", "call"),
+    [
+        (404, {"path": "/x"}),
+        (404, {"method": "GET", "path": "/../pyproject.toml"}),
+        (404, {"method": "GET", "path": "/?x=1"}),
+        (405, {"method": "GET"}),
+        (405, {"path": "/"}),
+        (501, {"method": "PUT"}),
+        (403, {"Host": "evil.example"}),
+        (403, {"Host": "127.0.0.1"}),  # without the port: another server
+        (403, {"Origin": "http://127.0.0.1:1"}),
+        (403, {"Origin": "https://evil.example"}),
+        (403, {"Origin": "null"}),
+        (415, {"Content_Type": "text/plain"}),  # what a form of another page could send
+        (411, {"Content_Length": "1e3"}),
+        (411, {"Content_Length": "-1"}),
+        (413, {"body": b" " * (serve.MAX_BODY + 1)}),
+        (413, {"Content_Length": "9" * 40}),
+        (400, {"body": b"{"}),
+        (400, {"body": b"[" * 9000}),
+        (400, {"body": b"\xff"}),
+        (400, {"body": b"[]"}),
+        (400, {"body": b"{}"}),
+        (400, {"body": request(more=1)}),
+        (400, {"body": request(sentence=" ")}),
+        (400, {"body": request(sentence="a" * (serve.MAX_CHARS + 1))}),
+        (400, {"body": request(sentence=["a"])}),
+        (400, {"body": request(beam=0)}),
+        (400, {"body": request(beam=10**9)}),
+        (400, {"body": request(beam=True)}),
+        (400, {"body": request(temperature=float("nan"))}),
+        (400, {"body": request(temperature=-1)}),
+        (400, {"body": request(prefix="ab")}),
+        (400, {"body": request(prefix=[1])}),
+        (400, {"body": request(prefix=["no such token"])}),
+    ],
+)
+def test_refused(server, status, call):
+    found, headers, body = ask(server, **call)
+    assert found == status
+    if status != 501:
+        assert set(json.loads(body)) == {"error"} and headers["Content-Security-Policy"]
+
+
+def test_how_to_search():
+    assert serve.Request("a", 3, 0.0, ()).config == SearchConfig(beam=3, n_best=3)
+    assert serve.Request("a", 3, 1.5, ()).config == SearchConfig(sample=True, num_samples=3, temperature=1.5)
+
+
+def test_its_own_page_may_ask(server):
+    port = server.server_address[1]
+    for name in ("localhost", "127.0.0.1", "[::1]"):
+        status, *_ = ask(server, body=request(), Host=f"{name}:{port}", Origin=f"http://{name}:{port}")
+        assert status == 200
+
+
+def test_the_names_of_a_server():
+    with serve.Server(make_translator("recurrent"), port=0) as near:
+        port = near.server_address[1]
+        known = [
+            name for name in ("localhost", "[::1]", "192.168.0.7", "evil.example") if near.answers_to(f"{name}:{port}")
+        ]
+        assert known == ["localhost", "[::1]"] and not near.answers_to(None) and not near.answers_to("localhost")
+        near.loopback = False
+        known = [name for name in ("192.168.0.7", "[fd00::1]", "evil.example") if near.answers_to(f"{name}:{port}")]
+        assert known == ["192.168.0.7", "[fd00::1]"]
+
+
+def test_no_more_than_a_burst(server, monkeypatch):
+    monkeypatch.setattr(server, "bucket", serve.Bucket(2, 0.01))
+    found = [ask(server, body=b"{}") for _ in range(4)]
+    assert [status for status, *_ in found] == [400, 400, 429, 429] and found[-1][1]["Retry-After"] == "100"
+    assert ask(server, "GET", "/")[0] == 200
+
+
+def test_one_at_a_time(server, monkeypatch):
+    """Requests that come together are translated one after the other; one that waits too long is told so."""
+    monkeypatch.setattr(serve, "PATIENCE", 0.05)
+    with server.turn:
+        assert ask(server, body=request())[0] == 503
+    assert ask(server, body=request())[0] == 200
+
+
+def test_a_fault_tells_nothing(server, monkeypatch, capsys):
+    def fault(*args, **kwargs):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(serve, "attention_of", fault)
+    status, _, body = ask(server, body=request())
+    assert (status, json.loads(body)) == (500, {"error": "the translation failed"})
+    error = capsys.readouterr().err
+    assert "RuntimeError" in error and SENTENCE not in error
+
+
+def test_in_the_browser(server, browser):
+    browser("Emulation.setDeviceMetricsOverride", width=1200, height=900, deviceScaleFactor=1, mobile=False)
+    browser.open(server.url)
+    assert browser.js("document.getElementById('main').hidden")
+    browser("Input.insertText", text=SENTENCE)  # the sentence has the focus
+    browser.key("Enter")
+    browser.until("!document.getElementById('main').hidden")
+    assert browser.js("document.getElementById('source').textContent") == SENTENCE
+    browser.click("document.querySelectorAll('.looking .token')[1]")
+    word = browser.js("document.querySelector('.force bdi').textContent")
+    browser.click("document.querySelector('.force')")
+    browser.until("hypothesisOf(0).forced === 2 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.js("hypothesisOf(0).tokens[1]") == word
+    assert browser.js("Array.from(document.querySelectorAll('.given'), node => node.textContent)[1]") == word
+    assert browser.js("document.querySelector('.pinned').textContent") == word
+    browser.click("document.getElementById('given')")
+    browser.until("hypothesisOf(0).forced === 0 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.trouble() == []
+    assert set(browser.requests()) == {server.url, f"{server.url}api/translate"}
+
+
+def test_loopback_and_ctrl_c(tmp_path):
+    """The verb listens on loopback, says where, and Ctrl-C ends it with exit code 0 and no traceback."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
+    make_translator("recurrent").save(tmp_path / "model")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attn_jax.cli", "serve", str(tmp_path / "model"), "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    line = process.stdout.readline()
+    assert line.startswith("http://127.0.0.1:") and line.endswith("(Ctrl-C stops it)\n"), process.communicate()
+    signal.signal(signal.SIGINT, before)
+    process.send_signal(signal.SIGINT)
+    said, error = process.communicate(timeout=60)
+    assert (process.returncode, said, error) == (0, "\nstopped\n", "")
