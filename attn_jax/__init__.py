@@ -12,6 +12,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "aligner": ("align_words",),
     "hub": ("Scored", "Translation", "Translator"),
     "pictures": ("attention_of",),
     "run": ("run_training",),

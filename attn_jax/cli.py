@@ -16,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
+from attn_jax.verbs.align import Align
 from attn_jax.verbs.attend import Attend, Serve
 from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
@@ -29,6 +30,7 @@ VERBS = {
     "translate": Translate,
     "score": Score,
     "attend": Attend,
+    "align": Align,
     "serve": Serve,
     "doctor": Doctor,
 }

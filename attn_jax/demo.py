@@ -44,6 +44,7 @@ class DemoConfig:
       steps: updates.
       seed: of the corpus and the training.
       precision: ``float32``, ``bfloat16`` or ``auto``.
+      guided_weight: of the training pairs' gold alignments in the loss; 0: the attention finds its own way.
       model: settings of `attn_jax.models.seq2seq.Seq2SeqConfig`.
     """
 
@@ -53,6 +54,7 @@ class DemoConfig:
     steps: int = 2600
     seed: int = 1
     precision: str = "auto"
+    guided_weight: float = 0.0
     model: Mapping[str, Any] = field(
         default_factory=lambda: {
             "embed_dim": 256,
@@ -129,6 +131,7 @@ def run_demo(
             log_every=25,
             seed=config.seed,
             label_smoothing=0.0,
+            guided_weight=config.guided_weight,
             keep_best=1,
             optimizer=OptimizerConfig(learning_rate=4e-3, warmup=150),
         ),
@@ -171,7 +174,8 @@ def measure(
 
 def _text(pairs: Sequence[AlignedPair]) -> ParallelText:
     src, tgt = (tuple(" ".join(side) for side in sides) for sides in zip(*((p.src, p.tgt) for p in pairs), strict=True))
-    return ParallelText(src, tgt, ReadReport(files=(), kept=len(pairs), skipped={}))
+    report = ReadReport(files=(), kept=len(pairs), skipped={})
+    return ParallelText(src, tgt, report, links=[pair.alignment for pair in pairs])
 
 
 def _draw(translator: Translator, result: DemoResult, test_pairs: Sequence[AlignedPair], out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attn_jax import aligner
 from attn_jax.data.batching import Sequences, inference_batches, next_length
 from attn_jax.data.subwords import load_vocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary, split_language_token
@@ -122,6 +123,7 @@ class Translator:
         *,
         prefix: Any = None,
         tree: bool = False,
+        replace_unknown: Mapping[str, str] | None = None,
         batch_tokens: int = 2048,
         **options: Any,
     ) -> list:
@@ -133,6 +135,8 @@ class Translator:
           prefix: how the translation must begin: a text, or tokens as they stand in ``Translation.tokens``. For a list
             of sentences as many of them, each of which may be empty.
           tree: keeps all that a beam search went through, in ``Translation.tree``.
+          replace_unknown: a dictionary, which may be empty: each unknown word in ``text`` becomes what it says of the
+            source word that was looked at most, or that word itself. None: they stay ``<unk>``, as in ``tokens``.
           batch_tokens: source tokens that are searched at once.
           **options: take the place of those of ``config``, as in ``translator(text, beam=8, n_best=3)``.
 
@@ -151,7 +155,10 @@ class Translator:
             raise ValueError(f"batch_tokens must be at least 1, found {batch_tokens}")
         if isinstance(text, str):
             given = None if prefix is None else [prefix]
-            return self([text], config, prefix=given, tree=tree, batch_tokens=batch_tokens)[0]
+            more = {"tree": tree, "replace_unknown": replace_unknown, "batch_tokens": batch_tokens}
+            return self([text], config, prefix=given, **more)[0]
+        if replace_unknown is not None:
+            aligner.check_replaces_unknown(self)
         if tree and config.sample:
             raise ValueError("samples have no tree; leave sample or tree off")
         untold = [-math.inf if sentence.strip() else 0.0 for sentence in text]
@@ -186,6 +193,9 @@ class Translator:
                 ids = sequences[index]
                 there = np.flatnonzero(found.lengths[row]).tolist() or [0]  # a small vocabulary cannot fill a wide beam
                 results[filled[index]] = [self._translation(found, row, k, ids) for k in there]
+        if replace_unknown is not None:
+            for sentence, hypotheses in zip(text, results, strict=True):
+                hypotheses[:] = [aligner.replace_unknown(self, sentence, each, replace_unknown) for each in hypotheses]
         return results
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from attn_jax.aligner import read_links, token_links
 from attn_jax.data.batching import BatchConfig, Batches, Sequences, build_batches
 from attn_jax.data.errors import DataError
 from attn_jax.data.parallel import ParallelText, read_parallel
@@ -61,6 +62,8 @@ def run_training(
                 (config.data.src, config.data.tgt),
             )
         ]
+        if config.data.alignments:
+            texts[1] = read_links(config.data.alignments, texts[1])
         for text in reversed(texts):
             on_event("note", {"text": str(text.report)})
         return texts[1], texts[0]
@@ -112,11 +115,9 @@ def train_on_text(
     else:
         vocabularies = build_vocabularies(config.data, train_text.src, train_text.tgt)
     src_vocab, tgt_vocab = vocabularies
-    batches = build_batches(
-        Sequences.from_texts(train_text.src, src_vocab),
-        Sequences.from_texts(train_text.tgt, tgt_vocab),
-        config.data.batching,
-    )
+    sides = Sequences.from_texts(train_text.src, src_vocab), Sequences.from_texts(train_text.tgt, tgt_vocab)
+    links = token_links(train_text, vocabularies, sides) if config.training.guided_weight else None
+    batches = build_batches(*sides, config.data.batching, links)
     model = _model(config, len(src_vocab), len(tgt_vocab))
     if config.model.get("share_embeddings") and src_vocab is not tgt_vocab:
         raise ValueError("share_embeddings needs one vocabulary for both sides; leave it out, or --separate and words")
@@ -168,7 +169,10 @@ def train_on_text(
 def _model(config: RunConfig, src_vocab_size: int, tgt_vocab_size: int) -> Any:
     """The model of a settled configuration."""
     sizes = {"src_vocab_size": src_vocab_size, "tgt_vocab_size": tgt_vocab_size}
-    return build_model(config.family, {**config.model, **sizes, "precision": config.precision})
+    model = build_model(config.family, {**config.model, **sizes, "precision": config.precision})
+    if config.training.guided_weight and getattr(model.config, "attention", "") is None:
+        raise ValueError("guided alignment needs attention; leave out --alignments, or the setting attention=null")
+    return model
 
 
 def build_vocabularies(config: DataConfig, src: Sequence[str], tgt: Sequence[str]) -> tuple[Vocabulary, Vocabulary]:

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "data.src",
     "data.tgt",
     "data.valid",
+    "data.alignments",
     *(
         f"training.{name}"
         for name in (
@@ -60,6 +61,7 @@ class DataConfig:
       vocab_size: of a subword vocabulary; of a word vocabulary the most words, 0: all.
       separate: a vocabulary for each side instead of a joint one. Word vocabularies are always separate.
       lowercase: lower-cases all text; stored with the model.
+      alignments: word alignments of the training text, Pharaoh links ``i-j``, a line a pair; for guided alignment.
       batching: see `attn_jax.data.batching.BatchConfig`.
     """
 
@@ -71,6 +73,7 @@ class DataConfig:
     vocab_size: int = 6000
     separate: bool = False
     lowercase: bool = False
+    alignments: Path | None = None
     batching: BatchConfig = field(default_factory=BatchConfig)
 
     def __post_init__(self):
@@ -117,6 +120,8 @@ class RunConfig:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}; found {self.training.metric!r}")
         if taken := sorted(FOLLOWS.keys() & self.model.keys()):
             raise ValueError(f"model setting {taken[0]} (--set) follows from {FOLLOWS[taken[0]]}; leave it out")
+        if self.data.alignments and not self.training.guided_weight:
+            raise ValueError("alignments without a guided weight change nothing; give a weight, for example 0.5")
         if self.family == "transformer" and _samples_inputs(self.training):
             raise ValueError(
                 "a Transformer reads all its inputs at once, so it can only be fed true tokens; leave teacher_forcing "

@@ -15,7 +15,7 @@ FLOORS = (
     {"nn"},
     {"models", "storage", "search_config"},
     {"data", "training", "decoding", "metrics", "convert", "viz"},
-    {"translation"},
+    {"translation", "aligner"},
     {"hub", "progress", "doctor"},
     {"run_config"},
     {"run", "pictures"},

@@ -10,7 +10,7 @@ import pytest
 
 from attn_jax.training import checkpoints, journal, loop
 from attn_jax.training.interruption import Interrupted
-from attn_jax.training.loop import Evaluation, TrainConfig, teacher_forcing_schedule, train
+from attn_jax.training.loop import Evaluation, TrainConfig, guided_schedule, teacher_forcing_schedule, train
 from attn_jax.training.step import OptimizerConfig
 from tests.test_training_step import Echo, EchoConfig, make_batch, make_state
 
@@ -84,9 +84,8 @@ def patch_step(monkeypatch, change):
     def make(*args, **kwargs):
         step = original(*args, **kwargs)
 
-        def changed(state, batch, rng, teacher_forcing=None):
-            number = int(state.step) + 1
-            return change(number, *step(state, batch, rng, teacher_forcing))
+        def changed(state, *rest):
+            return change(int(state.step) + 1, *step(state, *rest))
 
         changed.jitted = step.jitted
         return changed
@@ -363,15 +362,22 @@ def test_teacher_forcing_over_a_run(settings, values):
     np.testing.assert_allclose([float(schedule(step)) for step in (0, 5, 10, 19)], values, atol=1e-5)
 
 
+def test_guided_weight_over_a_run():
+    assert guided_schedule(config()) is None
+    assert [guided_schedule(config(guided_weight=0.5))(step) for step in (0, 99)] == [0.5, 0.5]
+    assert [guided_schedule(config(guided_weight=0.5, guided_until=7))(step) for step in (0, 6, 7)] == [0.5, 0.5, 0]
+
+
 def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
     seen, original = [], loop.make_train_step
 
     def make(*args, **kwargs):
         step = original(*args, **kwargs)
 
-        def noting(state, batch, rng, teacher_forcing=None):
+        def noting(state, batch, rng, teacher_forcing, guided):
             seen.append(teacher_forcing if teacher_forcing is None else float(teacher_forcing))
-            return step(state, batch, rng, teacher_forcing)
+            assert guided is None
+            return step(state, batch, rng, teacher_forcing, guided)
 
         noting.jitted = step.jitted
         return noting
@@ -392,6 +398,7 @@ def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
         ({"valid_every": -1}, "valid_every must not be negative, found -1"),
         ({"checkpoint_every": -2}, "checkpoint_every must not be negative, found -2"),
         ({"patience": -1}, "patience must not be negative, found -1"),
+        ({"guided_weight": -0.1}, "guided_weight must not be negative, found -0.1"),
         ({"log_every": 0}, "log_every must be at least 1, found 0"),
         ({"keep_best": 0}, "keep_best must be at least 1, found 0"),
         ({"seed": -1}, r"seed must be between 0 and 2\*\*32 - 1, found -1"),

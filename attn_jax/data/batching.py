@@ -22,6 +22,7 @@ import numpy as np
 
 from attn_jax.data.errors import BatchingError
 from attn_jax.data.vocabulary import Vocabulary
+from attn_jax.data.words import TokenLinks
 from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
 
 CHUNK = 10_000
@@ -139,6 +140,7 @@ class Bucket(NamedTuple):
       num_batches: batches of an epoch.
       capacity: entries of ``Batch.tgt_index``; no batch has more real target tokens.
       rows: indices of the pairs, by ascending target length.
+      links: entries of ``Batch.links``; no batch has more.
     """
 
     src_len: int
@@ -147,6 +149,7 @@ class Bucket(NamedTuple):
     num_batches: int
     capacity: int
     rows: np.ndarray
+    links: int = 0
 
 
 class Entry(NamedTuple):
@@ -189,12 +192,14 @@ class Batches:
       src, tgt: the sequences.
       buckets: the shapes, shortest first.
       too_long: indices of the pairs that were left out because a side is longer than ``max_len``.
+      links: which of their tokens belong together, for guided alignment; or None.
     """
 
     src: Sequences
     tgt: Sequences
     buckets: tuple[Bucket, ...]
     too_long: np.ndarray
+    links: TokenLinks | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -221,7 +226,8 @@ class Batches:
         positions = np.flatnonzero(tgt_mask)
         tgt_index = np.full(bucket.capacity, tgt_mask.size, np.int32)
         tgt_index[: len(positions)] = positions
-        return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask, tgt_index=tgt_index)
+        links = None if self.links is None else self.links.padded(entry.rows, bucket.links)
+        return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask, tgt_index=tgt_index, links=links)
 
     def batch_at(self, seed: int, step: int) -> Batch:
         """Gives the batch of a step, counted from 0 over all epochs. In a loop, :meth:`stream` is faster."""
@@ -246,13 +252,16 @@ class Batches:
         return {name: float(share) for name, share in shares.items()}
 
 
-def build_batches(src: Sequences, tgt: Sequences, config: BatchConfig = BatchConfig()) -> Batches:
+def build_batches(
+    src: Sequences, tgt: Sequences, config: BatchConfig = BatchConfig(), links: TokenLinks | None = None
+) -> Batches:
     """Puts the pairs of a parallel corpus into buckets of static shape.
 
     Args:
       src: the source sequences.
       tgt: the target sequences, as many.
       config: the token budget and the number of shapes.
+      links: which of their tokens belong together; None: not known.
 
     Raises:
       BatchingError: if the sides differ in number, if no pair fits into ``max_len``, or one exceeds ``batch_tokens``.
@@ -281,7 +290,10 @@ def build_batches(src: Sequences, tgt: Sequences, config: BatchConfig = BatchCon
         for (s, t), rows in zip(bounds, groups, strict=True)
         if len(rows)
     ]
-    return Batches(src=src, tgt=tgt, buckets=tuple(buckets), too_long=np.flatnonzero(~fits))
+    if links is not None:  # a batch has batch_size different pairs of its bucket, at worst those with most links
+        most = [int(np.sort(links.counts[b.rows])[-b.batch_size :].sum()) for b in buckets]
+        buckets = [b._replace(links=max(-(-n // 16) * 16, 16)) for b, n in zip(buckets, most, strict=True)]
+    return Batches(src=src, tgt=tgt, buckets=tuple(buckets), too_long=np.flatnonzero(~fits), links=links)
 
 
 def _bucket(src_len: int, tgt_len: int, rows: np.ndarray, tgt_lengths: np.ndarray, config: BatchConfig) -> Bucket:

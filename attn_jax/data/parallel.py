@@ -14,7 +14,7 @@ import itertools
 import os
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -98,11 +98,21 @@ class ReadReport:
 
 @dataclass(frozen=True)
 class ParallelText:
-    """Sentences and their translations, ``src[i]`` and ``tgt[i]``, and the report of how they were read."""
+    """Sentences and their translations.
+
+    Attributes:
+      src: source sentences.
+      tgt: target sentences.
+      report: how they were read.
+      lines: number of each pair's line in its file, from 1; nothing for text that is not from a file.
+      links: word alignment ``(source, target)`` of each pair, where it is known.
+    """
 
     src: tuple[str, ...]
     tgt: tuple[str, ...]
     report: ReadReport
+    lines: Sequence[int] = ()
+    links: Sequence[Collection[tuple[int, int]]] | None = None
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -144,7 +154,7 @@ def read_parallel(
     else:
         readers = (LineReader(src, max_chars), LineReader(tgt, max_chars))
         pairs = _aligned(*readers)
-    kept_src, kept_tgt = [], []
+    kept_src, kept_tgt, lines = [], [], array("q")
     skipped: dict[str, Skipped] = {}
     for number, (source, target) in enumerate(pairs, start=1):
         if reason := _fault(source, max_chars) or _fault(target, max_chars):
@@ -152,13 +162,14 @@ def read_parallel(
         else:
             kept_src.append(source)
             kept_tgt.append(target)
+            lines.append(number)
     for reader in readers:
         if reader.count == 0:
             raise EmptyFileError(f"{reader.name}: expected lines of text, found an empty file; check the path")
     report = ReadReport(files=tuple(r.report() for r in readers), kept=len(kept_src), skipped=skipped)
     if not kept_src:
         raise EmptyFileError(f"expected at least one usable pair of lines, found none: {report}")
-    return ParallelText(tuple(kept_src), tuple(kept_tgt), report)
+    return ParallelText(tuple(kept_src), tuple(kept_tgt), report, lines)
 
 
 def read_lines(source: Path | BinaryIO, *, max_chars: int = MAX_CHARS) -> Lines:

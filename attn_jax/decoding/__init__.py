@@ -19,6 +19,7 @@ from attn_jax.decoding.penalties import coverage_penalty, length_divisor
 from attn_jax.decoding.rollout import rollout
 from attn_jax.decoding.rules import Rules
 from attn_jax.decoding.sampling import sample, truncate
+from attn_jax.decoding.unknown import replace_unknown_words
 
 __all__ = [
     "IMPOSSIBLE",
@@ -36,6 +37,7 @@ __all__ = [
     "greedy",
     "length_divisor",
     "log_probabilities",
+    "replace_unknown_words",
     "rollout",
     "sample",
     "truncate",

@@ -7,13 +7,16 @@ from attn_jax.metrics.alignment import (
     alignment_error_rate,
     format_pharaoh,
     merge_subwords,
+    merge_tokens,
     parse_pharaoh,
     weights_to_links,
 )
 from attn_jax.metrics.classification import accuracy, perplexity, sequence_accuracy
+from attn_jax.metrics.symmetrisation import SYMMETRISATIONS, symmetrise
 from attn_jax.metrics.translation import Score, bleu, chrf
 
 __all__ = [
+    "SYMMETRISATIONS",
     "AlignmentScore",
     "GoldAlignment",
     "Score",
@@ -24,8 +27,10 @@ __all__ = [
     "chrf",
     "format_pharaoh",
     "merge_subwords",
+    "merge_tokens",
     "parse_pharaoh",
     "perplexity",
     "sequence_accuracy",
+    "symmetrise",
     "weights_to_links",
 ]

@@ -5,6 +5,7 @@ A link is ``(source position, target position)``, both counted from 0. Attention
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -178,25 +179,41 @@ def merge_subwords(weights: ArrayLike, src_pieces: Sequence[str], tgt_pieces: Se
             f"merge subwords: expected weights of shape [tgt_len={len(tgt_pieces)}, src_len={len(src_pieces)}], one "
             f"row a target piece and one column a source piece, found {list(weights.shape)}"
         )
-    src_starts, src_words = _words(src_pieces)
-    tgt_starts, tgt_words = _words(tgt_pieces)
-    if not (src_words and tgt_words):
-        return WordWeights(np.zeros((len(tgt_words), len(src_words))), src_words, tgt_words)
-    sums = np.add.reduceat(np.add.reduceat(weights, src_starts, axis=1), tgt_starts, axis=0)
-    tgt_sizes = np.diff([*tgt_starts, len(tgt_pieces)])  # pieces a target word
-    return WordWeights(sums / tgt_sizes[:, None], src_words, tgt_words)
+    src_sizes, src_words = _words(src_pieces)
+    tgt_sizes, tgt_words = _words(tgt_pieces)
+    return WordWeights(merge_tokens(weights, src_sizes, tgt_sizes), src_words, tgt_words)
 
 
-def _words(pieces: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The index of the first piece of each word, and the words."""
+def merge_tokens(weights: ArrayLike, src_sizes: Sequence[int], tgt_sizes: Sequence[int]) -> np.ndarray:
+    """As `merge_subwords`, for words of known sizes; tokens behind the last word (``</s>``) are left out.
+
+    Args:
+      weights: ``[tgt_len, src_len]``.
+      src_sizes: how many tokens each source word has; a word of none receives nothing.
+      tgt_sizes: the same for the target; a word of none gives nothing.
+
+    Returns:
+      ``[tgt_words, src_words]`` in float64.
+
+    >>> merge_tokens([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], [2], [2]).tolist()  # the last source token is </s>
+    [[0.625]]
+    """
+    weights = _matrix(weights)
+    src, tgt = (np.eye(len(sizes)).repeat(sizes, axis=1) for sizes in (src_sizes, tgt_sizes))  # [words, tokens]
+    sums = tgt @ weights[: tgt.shape[1], : src.shape[1]] @ src.T
+    return sums / np.maximum(tgt.sum(axis=1, keepdims=True), 1)
+
+
+def _words(pieces: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """How many pieces each word has, and the words."""
     starts = [
         index
         for index, piece in enumerate(pieces)
         if index == 0 or piece.startswith(WORD_START) or piece in CONTROL_PIECES or pieces[index - 1] in CONTROL_PIECES
     ]
-    bounds = zip(starts, [*starts[1:], len(pieces)], strict=False)  # no starts, no words
-    words = ("".join(pieces[start:end]).replace(WORD_START, " ").strip() for start, end in bounds)
-    return starts, tuple(words)
+    bounds = [*starts, len(pieces)] if starts else []
+    words = ("".join(pieces[start:end]).replace(WORD_START, " ").strip() for start, end in itertools.pairwise(bounds))
+    return np.diff(bounds).astype(int), tuple(words)
 
 
 def _matrix(weights: ArrayLike) -> np.ndarray:
@@ -261,7 +278,7 @@ def parse_pharaoh(lines: Iterable[str], name: str = "alignment") -> list[GoldAli
         lines = lines.splitlines()
     alignments = []
     for number, line in enumerate(lines, start=1):
-        sure, possible = set(), set()
+        sure, unsure = set(), set()
         for text in line.split():
             match = _LINK.fullmatch(text)
             if match is None:
@@ -269,9 +286,7 @@ def parse_pharaoh(lines: Iterable[str], name: str = "alignment") -> list[GoldAli
                     f"{name}:{number}: expected links such as 3-4 (sure) or 3?4 (possible), source position first, "
                     f"counted from 0; found {text[:40]!r}"
                 )
-            link = int(match[1]), int(match[3])
-            possible.add(link)
-            if match[2] == "-":
-                sure.add(link)
-        alignments.append(GoldAlignment(frozenset(sure), frozenset(possible)))
+            (sure if match[2] == "-" else unsure).add((int(match[1]), int(match[3])))
+        certain = frozenset(sure)
+        alignments.append(GoldAlignment(certain, certain | unsure if unsure else certain))
     return alignments

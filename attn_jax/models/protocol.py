@@ -28,6 +28,8 @@ class Batch:
       tgt_index: ``[capacity]`` int32, the flat positions ``row * tgt_len + column`` of the real target tokens, each
         once, filled up with ``batch * tgt_len`` (one past the end). With it the loss computes logits for real tokens
         only.
+      links: ``[capacity, 3]`` int32, known alignments for guided training: row, target and source position of tokens
+        that belong together, filled up with ``(batch, 0, 0)``. None: nothing is known.
     """
 
     src: Array
@@ -35,6 +37,7 @@ class Batch:
     tgt: Array | None = None
     tgt_mask: Array | None = None
     tgt_index: Array | None = None
+    links: Array | None = None
 
 
 @flax.struct.dataclass

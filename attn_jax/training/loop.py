@@ -68,6 +68,9 @@ class TrainConfig:
         ``inverse_sigmoid`` or ``cosine`` over the whole run.
       teacher_forcing_value: the probability of ``constant``; ``linear`` and ``cosine`` fall to it at the end (to 0 if
         it is 1), ``exponential`` and ``inverse_sigmoid`` fall at their own pace, over epochs.
+      guided_weight: weight of the guided-alignment loss where batches have links (Chen et al., 2016,
+        arXiv:1607.01628); 0: the attention is left alone.
+      guided_until: updates after which that weight is 0; 0: it holds to the end.
       metric: which of the validation's numbers decides what is best; more is better, except for `LOWER_IS_BETTER`.
       patience: validations without a new best before training stops; 0: never.
       keep_best: checkpoints of the best validations that stay, and that are averaged at the end.
@@ -83,6 +86,8 @@ class TrainConfig:
     label_smoothing: float = 0.1
     teacher_forcing: str = "constant"
     teacher_forcing_value: float = 1.0
+    guided_weight: float = 0.0
+    guided_until: int = 0
     metric: str = "bleu"
     patience: int = 0
     keep_best: int = 4
@@ -92,8 +97,8 @@ class TrainConfig:
         """Checks every range."""
         if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
             raise ValueError(f"expected epochs >= 1 or steps >= 1, found {self.epochs} and {self.steps}")
-        for name in ("valid_every", "checkpoint_every", "patience"):
-            if getattr(self, name) < 0:
+        for name in ("valid_every", "checkpoint_every", "patience", "guided_weight", "guided_until"):
+            if not getattr(self, name) >= 0:  # NaN neither
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         for name in ("log_every", "keep_best"):
             if getattr(self, name) < 1:
@@ -126,6 +131,14 @@ def teacher_forcing_schedule(config: TrainConfig, total_steps: int, steps_per_ep
         else schedules.inverse_sigmoid_schedule(10)
     )
     return lambda step: by_epoch(step / steps_per_epoch)
+
+
+def guided_schedule(config: TrainConfig) -> Callable[[int], np.float32] | None:
+    """The weight of the guided-alignment loss as step -> value; None without one."""
+    if not config.guided_weight:
+        return None
+    until = config.guided_until or math.inf
+    return lambda step: np.float32(config.guided_weight if step < until else 0.0)
 
 
 class TrainResult(NamedTuple):
@@ -185,6 +198,7 @@ def train(
     train_step = make_train_step(model, optimizer, smoothing=config.label_smoothing)
     probability = teacher_forcing_schedule(config, total_steps, batches.steps_per_epoch)
     probability = probability and jax.jit(probability)
+    guided = guided_schedule(config)
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     records, shapes, meter = _Validations(config), set(), Meter()
 
@@ -236,7 +250,9 @@ def train(
                 batch = next(stream)
                 check_ids(batch, model.config)
                 shapes.add(batch.src.shape + batch.tgt.shape)
-                state, metrics = train_step(state, batch, step_rng, probability and probability(step))
+                state, metrics = train_step(
+                    state, batch, step_rng, probability and probability(step), guided and guided(step)
+                )
                 step += 1
                 meter.add(step, metrics, batch)
                 if step % config.log_every == 0 or step == total_steps:

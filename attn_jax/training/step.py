@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from attn_jax.functional.losses import TokenLoss, masked_mse, projected_cross_entropy
+from attn_jax.functional.losses import TokenLoss, guided_alignment_loss, masked_mse, projected_cross_entropy
 from attn_jax.models.protocol import Batch
 
 Array = jax.Array
@@ -113,6 +113,7 @@ def batch_loss(
     *,
     smoothing: float = 0.0,
     teacher_forcing: Array | None = None,
+    guided: Array | None = None,
 ) -> TokenLoss:
     """The loss of a batch, summed over its real target tokens (continuous targets: over real values).
 
@@ -125,6 +126,8 @@ def batch_loss(
       rng: for dropout and scheduled sampling; None: neither.
       smoothing: label smoothing.
       teacher_forcing: see the model's ``features``; None: always the true tokens.
+      guided: weight of the guided-alignment loss, a mean over the target tokens that ``batch.links`` link, beside the
+        mean loss of a token; None: the attention is left alone.
     """
     rngs = None
     if rng is not None:
@@ -135,10 +138,33 @@ def batch_loss(
         options["teacher_forcing"] = teacher_forcing
 
     def outputs(module: Any) -> Any:
-        features, _ = module.features(batch, **options)
-        return features, module.output_weights()
+        features, weights = module.features(batch, **options)
+        return features, weights, module.output_weights()
 
-    features, (kernel, bias, vocab_first) = model.apply({"params": params}, rngs=rngs, method=outputs)
+    features, attention, output_layer = model.apply({"params": params}, rngs=rngs, method=outputs)
+    loss = _target_loss(model, features, output_layer, batch, smoothing)
+    if guided is None:
+        return loss
+    mean = _guided_mean(attention, batch)
+    return loss._replace(loss=loss.loss + guided * mean * loss.count)
+
+
+def _guided_mean(attention: Array | None, batch: Batch) -> Array:
+    """How far the reported attention, averaged over heads, is from the links of a batch: nats a linked token."""
+    if attention is None or batch.links is None:
+        raise ValueError(
+            "guided alignment needs a model with attention and batches with links; set attention, or leave out the "
+            "guided weight"
+        )
+    attention = attention.mean(axis=1) if attention.ndim == 4 else attention
+    alignment = jnp.zeros(attention.shape, bool).at[tuple(batch.links.T)].set(True, mode="drop")
+    found = guided_alignment_loss(attention, alignment)
+    return found.loss / jnp.maximum(found.count, 1)
+
+
+def _target_loss(model: Any, features: Array, output_layer: Any, batch: Batch, smoothing: float) -> TokenLoss:
+    """The loss of the output layer, see `batch_loss`."""
+    kernel, bias, vocab_first = output_layer
     if batch.tgt.ndim == 3:
         error = masked_mse(features @ kernel + bias, batch.tgt, batch.tgt_mask)
         return TokenLoss(error.loss, error.loss, jnp.zeros(()), error.count)
@@ -162,19 +188,21 @@ def batch_loss(
 def make_train_step(
     model: Any, optimizer: optax.GradientTransformation, *, smoothing: float = 0.0
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """``train_step(state, batch, rng, teacher_forcing=None) -> (state, metrics)``.
+    """``train_step(state, batch, rng, teacher_forcing=None, guided=None) -> (state, metrics)``.
 
     Two jitted functions, a gradient and an update that is given the state's memory: on CPU that is faster than one. The
     random numbers of a step are ``fold_in(rng, state.step)``, so a resumed run draws what an uninterrupted one would.
     """
 
-    def mean_loss(params, batch, rng, teacher_forcing):
-        total = batch_loss(model, params, batch, rng, smoothing=smoothing, teacher_forcing=teacher_forcing)
+    def mean_loss(params, batch, rng, teacher_forcing, guided):
+        options = {"smoothing": smoothing, "teacher_forcing": teacher_forcing, "guided": guided}
+        total = batch_loss(model, params, batch, rng, **options)
         return total.loss / jnp.maximum(total.count, 1), total
 
     @jax.jit
-    def gradient(params, step, batch, rng, teacher_forcing):
-        return jax.grad(mean_loss, has_aux=True)(params, batch, jax.random.fold_in(rng, step), teacher_forcing)
+    def gradient(params, step, batch, rng, teacher_forcing, guided):
+        rng = jax.random.fold_in(rng, step)
+        return jax.grad(mean_loss, has_aux=True)(params, batch, rng, teacher_forcing, guided)
 
     def update(state, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -183,8 +211,8 @@ def make_train_step(
 
     update = jax.jit(update, donate_argnums=0)
 
-    def train_step(state: TrainState, batch: Batch, rng: Array, teacher_forcing: Array | None = None):
-        grads, total = gradient(state.params, state.step, batch, rng, teacher_forcing)
+    def train_step(state: TrainState, batch: Batch, rng: Array, teacher_forcing=None, guided=None):
+        grads, total = gradient(state.params, state.step, batch, rng, teacher_forcing, guided)
         state, norm = update(state, grads)
         return state, StepMetrics(*total, grad_norm=norm)
 

@@ -21,6 +21,8 @@ class Demo:
     """Of the corpus and the training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the products; auto takes the faster one here."""
+    guided: bool = False
+    """Guide the attention by the gold alignments of the training pairs."""
     resume: bool = False
     """Go on with the run in --out, from its newest checkpoint."""
     overwrite: bool = False
@@ -30,7 +32,7 @@ class Demo:
         """Runs the demo and prints what it measured."""
         from attn_jax.demo import DemoConfig, run_demo
 
-        config = DemoConfig(steps=self.steps, seed=self.seed, precision=self.precision)
+        config = DemoConfig(steps=self.steps, seed=self.seed, precision=self.precision, guided_weight=0.5 * self.guided)
         with Progress() as progress:
             result = run_demo(config, self.out, overwrite=self.overwrite, resume=self.resume, on_event=progress.event)
         print(f"\nBLEU {result.bleu:.2f} on held-out sentences (word-for-word dictionary: {result.baseline_bleu:.2f})")

@@ -76,6 +76,12 @@ class Train:
     """How the probability of feeding the true token falls (recurrent models)."""
     teacher_forcing_value: float = 1.0
     """The probability of constant; where linear and cosine end."""
+    alignments: Path | None = None
+    """Word alignments of the training text, Pharaoh links i-j, a line a pair (attn-jax align): they guide attention."""
+    guided_weight: float = 0.5
+    """Weight of the guided-alignment loss, with --alignments."""
+    guided_until: int = 0
+    """Updates after which the attention is left alone; 0: never."""
     seed: int = 1
     """Of parameters, order, dropout and sampling."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -99,6 +105,7 @@ class Train:
                 vocab_size=self.vocab_size,
                 separate=self.separate,
                 lowercase=self.lowercase,
+                alignments=self.alignments,
                 batching=BatchConfig(batch_tokens=self.batch_tokens, num_buckets=self.buckets, max_len=self.max_len),
             ),
             family=self.model,
@@ -113,6 +120,8 @@ class Train:
                 label_smoothing=self.label_smoothing,
                 teacher_forcing=self.teacher_forcing,
                 teacher_forcing_value=self.teacher_forcing_value,
+                guided_weight=self.guided_weight if self.alignments else 0.0,
+                guided_until=self.guided_until,
                 optimizer=OptimizerConfig(
                     learning_rate=self.learning_rate,
                     schedule=self.schedule,

@@ -90,6 +90,10 @@ class Translate:
     """A file with what each translation must begin with, line by line; lines may be blank."""
     search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
     """How to search."""
+    replace_unknown: bool = False
+    """Write the source word that was looked at most for each unknown word (word vocabularies)."""
+    dictionary: Path | None = None
+    """Two-column .tsv, source word and translation: with --replace-unknown, for the words that it has."""
     batch_tokens: int = 2048
     """Source tokens searched at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -101,6 +105,9 @@ class Translate:
         from attn_jax.hub import Translator
 
         self.search.check()
+        if self.dictionary and not self.replace_unknown:
+            raise ValueError("--dictionary does nothing without --replace-unknown; give both")
+        words = read_dictionary(self.dictionary) if self.dictionary else {}
         translator = Translator.load(self.folder, *self.ensemble, precision=self.precision)
         prefix = None if self.prefix is None else read_lines(self.prefix).lines
         read = read_lines(sys.stdin.buffer)
@@ -108,7 +115,8 @@ class Translate:
             print(read.report, file=sys.stderr)
         if prefix is not None and len(prefix) != len(read.lines):
             raise ValueError(f"{self.prefix}: expected a line for each of the {len(read.lines)}, found {len(prefix)}")
-        results = translator(read.lines, self.search, prefix=prefix, batch_tokens=self.batch_tokens)
+        options = {"replace_unknown": words if self.replace_unknown else None, "batch_tokens": self.batch_tokens}
+        results = translator(read.lines, self.search, prefix=prefix, **options)
         filled = (bool(line.strip()) for line in read.lines)
         blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
@@ -195,6 +203,18 @@ class Score:
         if self.top_k:
             record["alternatives"] = found.alternatives
         return json.dumps(record, ensure_ascii=False)
+
+
+def read_dictionary(path: Path) -> dict[str, str]:
+    """Reads a two-column .tsv of source words and their translations; of a word that occurs twice the first counts.
+
+    Raises:
+      DataError: for a file that cannot be read, or a line that has not two columns.
+    """
+    from attn_jax.data.parallel import read_parallel
+
+    text = read_parallel(path)
+    return dict(zip(reversed(text.src), reversed(text.tgt), strict=True))
 
 
 def report_blank(count: int, translator: Any) -> None:
