@@ -155,8 +155,8 @@ class Translator:
             raise ValueError(f"batch_tokens must be at least 1, found {batch_tokens}")
         if isinstance(text, str):
             given = None if prefix is None else [prefix]
-            more = {"tree": tree, "replace_unknown": replace_unknown, "batch_tokens": batch_tokens}
-            return self([text], config, prefix=given, **more)[0]
+            more = {"prefix": given, "tree": tree, "replace_unknown": replace_unknown, "batch_tokens": batch_tokens}
+            return self([text], config, **more)[0]
         if replace_unknown is not None:
             aligner.check_replaces_unknown(self)
         if tree and config.sample:
