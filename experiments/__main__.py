@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import jax
+
+from attn_jax.cli import use_compilation_cache
 from experiments.runner import load, run_experiment
 
 NAMES = (
@@ -36,6 +39,9 @@ def main() -> None:
         return
     if options.name == "all" and rest:
         parser.error(f"'all' takes no settings of a single experiment, found {' '.join(rest)}")
+    use_compilation_cache()
+    if options.quick:
+        jax.config.update("jax_disable_most_optimizations", True)  # compilation is most of a quick run
     for name in NAMES if options.name == "all" else (options.name,):
         run_experiment(name, rest, quick=options.quick, out=options.out)
 

@@ -131,7 +131,7 @@ def _rich(grid: Grid) -> Table:
 
 
 class Fit(NamedTuple):
-    """Trained parameters with a leading seed axis, and what was measured, each ``[seeds, epochs]``."""
+    """Trained parameters with a leading axis of runs (seeds), and what was measured, each ``[runs, epochs]``."""
 
     params: Any
     history: dict[str, np.ndarray]
@@ -146,21 +146,25 @@ def fit(
     epochs: int,
     batch_size: int,
     seeds: int,
-    measure: Callable[[Any, jax.Array, jax.Array], Mapping[str, jax.Array]] = lambda params, rng, epoch: {},
+    measure: Callable[[Any, jax.Array], Mapping[str, jax.Array]] = lambda params, rng: {},
+    schedules: np.ndarray | None = None,
 ) -> Fit:
     """Trains one small model for several seeds at once: an epoch is one jitted scan, mapped over the seeds.
 
     Args:
       init: ``rng -> params``.
-      loss: ``(params, batch, rng, epoch) -> scalar``, the mean over a batch.
+      loss: ``(params, batch, rng, value) -> scalar``, the mean over a batch; ``value`` is the schedule's.
       data: a pytree with leaves ``[samples, ...]``; each seed shuffles it anew at every epoch, and leaves out the
         samples that do not fill a batch.
       optimizer: from optax.
       epochs: passes over the data.
       batch_size: samples a step.
       seeds: how many.
-      measure: ``(params, rng, epoch) -> numbers``, after each epoch, beside the mean training ``loss``.
+      measure: ``(params, rng) -> numbers``, after each epoch, beside the mean training ``loss``.
+      schedules: ``[schedules, epochs]``, what ``loss`` is given; each is trained with every seed, so that there are
+        ``schedules * seeds`` runs instead of ``seeds``, those of the first schedule first. None: one of zeros.
     """
+    schedules = np.zeros((1, epochs), np.float32) if schedules is None else np.asarray(schedules, np.float32)
     samples = jax.tree.leaves(data)[0].shape[0]
     steps = samples // batch_size
 
@@ -169,7 +173,9 @@ def fit(
         params = init(init_rng)
         return params, optimizer.init(params), rng
 
-    def one_epoch(state: tuple[Any, Any, jax.Array], epoch: jax.Array, data: Any) -> tuple[Any, dict[str, jax.Array]]:
+    def one_epoch(
+        state: tuple[Any, Any, jax.Array], value: jax.Array, epoch: jax.Array, data: Any
+    ) -> tuple[Any, dict[str, jax.Array]]:
         params, opt_state, rng = state
         order_rng, step_rng, measure_rng = jax.random.split(jax.random.fold_in(rng, epoch), 3)
         order = jax.random.permutation(order_rng, samples)[: steps * batch_size].reshape(steps, batch_size)
@@ -178,18 +184,19 @@ def fit(
             params, opt_state = carry
             index, rows = index_and_rows
             batch = jax.tree.map(lambda x: x[rows], data)
-            value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(step_rng, index), epoch)
+            mean, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(step_rng, index), value)
             updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), value
+            return (optax.apply_updates(params, updates), opt_state), mean
 
         (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), (jnp.arange(steps), order))
-        return (params, opt_state, rng), {"loss": losses.mean(), **measure(params, measure_rng, epoch)}
+        return (params, opt_state, rng), {"loss": losses.mean(), **measure(params, measure_rng)}
 
-    state = jax.jit(jax.vmap(start))(jnp.arange(seeds))
-    run_epoch = jax.jit(jax.vmap(one_epoch, in_axes=(0, None, None)), donate_argnums=0)
+    values = np.repeat(schedules, seeds, axis=0)  # [runs, epochs]
+    state = jax.jit(jax.vmap(start))(jnp.tile(jnp.arange(seeds), len(schedules)))
+    run_epoch = jax.jit(jax.vmap(one_epoch, in_axes=(0, 0, None, None)), donate_argnums=0)
     data, found = jax.tree.map(jnp.asarray, data), []
     for epoch in range(epochs):
-        state, numbers = run_epoch(state, jnp.int32(epoch), data)
+        state, numbers = run_epoch(state, values[:, epoch], jnp.int32(epoch), data)
         found.append(jax.device_get(numbers))
     return Fit(state[0], {name: np.stack([numbers[name] for numbers in found], axis=1) for name in found[0]})
 

@@ -70,8 +70,10 @@ def run(config: Config) -> Result:
         "allowed": {"padding": int(padding.sum()), "combined": np.asarray(combined).sum((1, 2))},
     }
     names = [f"Token {index + 1}" for index in range(config.length)]
+    heatmap = plot_attention(weights[0], names, names, title="scaled dot-product self-attention", annotate=True)
+    heatmap.axes[0].set(xlabel="key", ylabel="query")
     figures = {
-        "weights.png": plot_attention(weights[0], names, names, title="scaled dot-product", annotate=True),
+        "weights.png": heatmap,
         "masks.png": draw_masks(padded, padding, look_ahead, combined),
     }
     return Result(numbers, [table], figures)
@@ -83,18 +85,21 @@ def _entropy(weights: jax.Array) -> float:
 
 def draw_masks(padded: np.ndarray, padding: jax.Array, look_ahead: jax.Array, combined: jax.Array):
     """Padding, look-ahead, and both for the third sequence: dark = may attend."""
-    figure, axes = new_figure(1, 3, width=3.2, height=3.2)
+    figure, axes = new_figure(1, 3, width=3.2, height=3.4)
+    figure.suptitle("masks: dark may be attended", fontsize=10)
     shortest = int(np.argmin(np.asarray(padding).sum(-1)))
     panels = (
-        (padding, "padding: sequences x positions", padded),
-        (look_ahead, "look-ahead: queries x keys", None),
-        (combined[shortest], f"both, for sequence {shortest + 1}: queries x keys", None),
+        (padding, "padding (ids in the cells)", padded, "sequence"),
+        (look_ahead, "look-ahead", None, "query"),
+        (combined[shortest], f"both, for sequence {shortest + 1}", None, "query"),
     )
-    for ax, (mask, title, ids) in zip(axes[0], panels, strict=True):
+    for ax, (mask, title, ids, rows) in zip(axes[0], panels, strict=True):
         ax.pcolormesh(np.asarray(mask, float), cmap="Blues", vmin=0, vmax=1.3, edgecolors="white", linewidth=2)
         ax.invert_yaxis()
         ax.set_aspect("equal")
         ax.set_title(title, fontsize=9)
+        ax.set_xlabel("key: position in the sequence", fontsize=8)
+        ax.set_ylabel(rows, fontsize=8)
         ax.set_xticks(np.arange(mask.shape[1]) + 0.5, np.arange(1, mask.shape[1] + 1))
         ax.set_yticks(np.arange(mask.shape[0]) + 0.5, np.arange(1, mask.shape[0] + 1))
         ax.spines[:].set_visible(False)
