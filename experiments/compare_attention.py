@@ -9,29 +9,38 @@ untrained mechanisms on random vectors; its table of parameters is checked to th
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.data.batching import BatchConfig, Sequences, build_batches
-from attn_jax.data.grammar import MAX_LENGTH, AlignedPair, split
-from attn_jax.data.parallel import ParallelText, ReadReport
+from attn_jax.data.batching import BatchConfig
+from attn_jax.data.grammar import MAX_LENGTH, AlignedPair
 from attn_jax.hub import Translator
-from attn_jax.metrics.alignment import alignment_error_rate, weights_to_links
+from attn_jax.metrics import alignment_error_rate, bleu
 from attn_jax.models.protocol import Batch
+from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.nn.attention import make_attention
-from attn_jax.run import DataConfig, RunConfig, train_on_text
-from attn_jax.training.loop import TrainConfig
+from attn_jax.training.loop import validation_loss
 from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
 from attn_jax.viz.figures import plot_attention
-from experiments.runner import COLORS, Grid, Result, count_params, new_figure
+from experiments.runner import (
+    COLORS,
+    Corpus,
+    Grid,
+    Result,
+    align_error,
+    count_params,
+    grammar_corpus,
+    held_batch,
+    new_figure,
+    sentences,
+    train_batches,
+)
 
 LONGEST = MAX_LENGTH + 1
 """Tokens of the longest sentence of the grammar, its end included."""
@@ -60,7 +69,7 @@ class Config:
     mechanisms: tuple[str, ...] = tuple(MECHANISMS)
     train: int = 24_000
     held_out: int = 300
-    steps: int = 1500
+    steps: int = 800
     batch_tokens: int = 1024
     buckets: int = 2
     embed: int = 64
@@ -97,71 +106,20 @@ class Config:
         return BatchConfig(batch_tokens=self.batch_tokens, num_buckets=self.buckets)
 
 
-def parallel_text(pairs: Sequence[AlignedPair]) -> ParallelText:
-    """The two sides of aligned pairs, as the library's training takes them."""
-    src, tgt = (tuple(" ".join(side) for side in sides) for sides in zip(*((p.src, p.tgt) for p in pairs), strict=True))
-    return ParallelText(src, tgt, ReadReport(files=(), kept=len(pairs), skipped={}))
-
-
-def train_translator(
-    config: Config, model: Mapping[str, Any], train: Sequence[AlignedPair], held_out: Sequence[AlignedPair]
-) -> tuple[Translator, Mapping[str, float]]:
-    """Trains a translator of whole words on pairs in memory; its run folder is temporary.
-
-    Returns:
-      The translator, and its BLEU (greedy), perplexity and token accuracy on ``held_out`` after the last step.
-    """
-    nowhere = Path("grammar")
-    run = RunConfig(
-        data=DataConfig(
-            src=nowhere,
-            tgt=nowhere,
-            valid_src=nowhere,
-            valid_tgt=nowhere,
-            vocabulary="word",
-            vocab_size=0,
-            batching=config.batching,
-        ),
-        model=model,
-        training=TrainConfig(
-            steps=config.steps,
-            valid_every=config.steps,
-            seed=config.seed,
-            label_smoothing=0.0,
-            keep_best=1,
-            optimizer=OptimizerConfig(learning_rate=config.learning_rate, warmup=150),
-        ),
-        precision="float32",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        texts = parallel_text(train), parallel_text(held_out)
-        translator, result = train_on_text(run, *texts, Path(folder) / "run", {}, False, False, lambda *event: None)
-    return translator, result.metrics
-
-
-def model_settings(config: Config, name: str) -> dict[str, Any]:
-    """The settings of the translator with one of `MECHANISMS`; only the mechanism differs."""
+def make_model(config: Config, corpus: Corpus, name: str) -> Seq2Seq:
+    """The translator with one of `MECHANISMS`; only the mechanism differs."""
     attention, options = MECHANISMS[name]
-    return {
-        "embed_dim": config.embed,
-        "encoder_hidden": config.hidden // 2,
-        "decoder_hidden": config.hidden,
-        "attention": attention,
-        "attention_options": options,
-    }
-
-
-def encode(translator: Translator, pairs: Sequence[AlignedPair]) -> tuple[Sequences, Sequences]:
-    """The ids of both sides."""
-    text = parallel_text(pairs)
-    return Sequences.from_texts(text.src, translator.src_vocab), Sequences.from_texts(text.tgt, translator.tgt_vocab)
-
-
-def padded(translator: Translator, pairs: Sequence[AlignedPair]) -> Batch:
-    """All pairs as one batch."""
-    rows = np.arange(len(pairs))
-    (src, src_mask), (tgt, tgt_mask) = (side.padded(rows, LONGEST) for side in encode(translator, pairs))
-    return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask)
+    return Seq2Seq(
+        Seq2SeqConfig(
+            src_vocab_size=len(corpus.src_vocab),
+            tgt_vocab_size=len(corpus.tgt_vocab),
+            embed_dim=config.embed,
+            encoder_hidden=config.hidden // 2,
+            decoder_hidden=config.hidden,
+            attention=attention,
+            attention_options=options,
+        )
+    )
 
 
 def entropy(weights: np.ndarray) -> np.ndarray:
@@ -170,25 +128,14 @@ def entropy(weights: np.ndarray) -> np.ndarray:
     return -(weights * np.log(np.maximum(weights, 1e-30))).sum(-1)
 
 
-def sharpness(translator: Translator, batch: Batch) -> dict[str, float]:
-    """Mean entropy and mean maximum of the weights, a head at a time, fed the true tokens; weight on padding."""
-    _, weights = jax.device_get(jax.jit(translator.model.apply)({"params": translator.params}, batch))
-    weights = weights[:, None] if weights.ndim == 3 else weights  # [sentences, heads, tgt_len, src_len]
+def sharpness(weights: np.ndarray, batch: Batch) -> dict[str, float]:
+    """Mean entropy and mean maximum of the weights ``[batch, heads, tgt_len, src_len]``; the largest on padding."""
     real = np.moveaxis(weights, 1, 2)[batch.tgt_mask]  # [tokens, heads, src_len]
-    padding = ~np.repeat(batch.src_mask[:, None], LONGEST, axis=1)[batch.tgt_mask]  # [tokens, src_len]
     return {
         "entropy": float(entropy(real).mean()),
         "max_weight": float(real.max(-1).mean()),
-        "weight_on_padding": float(np.abs(real * padding[:, None]).max()),
+        "weight_on_padding": float(np.where(batch.src_mask[:, None, None], 0, weights).max()),
     }
-
-
-def alignment(translator: Translator, pairs: Sequence[AlignedPair]) -> tuple[float, list[np.ndarray]]:
-    """Alignment error rate of forced decoding against gold, and the maps, without the ends of the sentences."""
-    text = parallel_text(pairs)
-    maps = [scored.attention[:-1, :-1] for scored in translator.score(text.src, text.tgt)]
-    links = [weights_to_links(weights) for weights in maps]
-    return alignment_error_rate(links, [set(pair.alignment) for pair in pairs]).error_rate, maps
 
 
 def yardsticks(pairs: Sequence[AlignedPair]) -> dict[str, float]:
@@ -203,12 +150,11 @@ def yardsticks(pairs: Sequence[AlignedPair]) -> dict[str, float]:
     return {name: alignment_error_rate(links, gold).error_rate for name, links in found.items()}
 
 
-def step_times(config: Config, translator: Translator, train: Sequence[AlignedPair]) -> np.ndarray:
+def step_times(config: Config, model: Seq2Seq, params: Any, batch: Batch) -> np.ndarray:
     """Seconds of training steps on one batch, the same for every mechanism; after warm-up, each waited for."""
-    batch = jax.device_put(build_batches(*encode(translator, train), config.batching).batch_at(config.seed, 0))
     optimizer = make_optimizer(OptimizerConfig(), config.timed_steps)
-    step, rng = make_train_step(translator.model, optimizer), jax.random.key(0)
-    params = jax.tree.map(jnp.array, translator.params)  # a copy: the step takes over the memory of its state
+    step, rng = make_train_step(model, optimizer), jax.random.key(0)
+    batch, params = jax.device_put(batch), jax.tree.map(jnp.array, params)  # copies: a step takes over its state
     state, times = TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params)), []
     for _ in range(config.warm_ups + config.timed_steps):
         began = time.perf_counter()
@@ -249,20 +195,26 @@ def example(pairs: Sequence[AlignedPair]) -> int:
 
 def run(config: Config) -> Result:
     """Trains a translator with each mechanism, and measures."""
-    train, _, held = split(config.train, 0, config.held_out, config.seed)
+    corpus = grammar_corpus(config.train, config.held_out, batching=config.batching, seed=config.seed)
+    held, batch, src = corpus.test, held_batch(corpus, LONGEST, LONGEST), sentences(corpus.test)[0]
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, warmup=150)
     shown, found, maps = example(held), {}, {}
     for name in config.mechanisms:
-        translator, metrics = train_translator(config, model_settings(config, name), train, held)
-        batch = padded(translator, held)
-        error, all_maps = alignment(translator, held)
-        maps[name] = all_maps[shown]
-        seconds = step_times(config, translator, train)
+        model = make_model(config, corpus, name)
+        trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer, seed=config.seed)
+        translator = Translator(model, trained.params, corpus.src_vocab, corpus.tgt_vocab)
+        _, weights = jax.device_get(jax.jit(model.apply)({"params": trained.params}, batch))
+        weights = weights[:, None] if weights.ndim == 3 else weights  # [sentences, heads, tgt_len, src_len]
+        mean, pair = weights.mean(axis=1), held[shown]
+        maps[name] = mean[shown, : len(pair.tgt), : len(pair.src)]
+        seconds = step_times(config, model, trained.params, corpus.batches.batch_at(config.seed, 0))
         found[name] = {
-            "parameters": count_params(translator.params["decoder"].get("attention", {})),
-            "all_parameters": count_params(translator.params),
-            **{key: float(metrics[key]) for key in ("accuracy", "bleu", "perplexity")},
-            "alignment_error": error,
-            **sharpness(translator, batch),
+            "parameters": count_params(trained.params["decoder"].get("attention", {})),
+            "all_parameters": count_params(trained.params),
+            **validation_loss(model)(trained.params, [batch]),
+            "bleu": bleu([best[0].text for best in translator(src, beam=1)], sentences(held)[1]).value,
+            "alignment_error": align_error(mean, held) / 100,
+            **sharpness(weights, batch),
             "step_ms": 1e3 * float(np.median(seconds)),
             "step_ms_quartiles": 1e3 * np.quantile(seconds, (0.25, 0.75)),
         }
@@ -273,10 +225,9 @@ def run(config: Config) -> Result:
         "yardsticks": yardsticks(held),
         "notebook": notebook_table(),
     }
-    pair = held[shown]
     figures = {
         "compare_attention.png": draw(numbers, config),
-        "maps.png": draw_maps(maps, found, pair),
+        "maps.png": draw_maps(maps, found, held[shown]),
     }
     return Result(numbers, tables(numbers, config), figures)
 

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from attn_jax.data.batching import BatchConfig, Batches, Sequences
+from attn_jax.data.batching import BatchConfig, Batches
 from attn_jax.data.grammar import AlignedPair
 from attn_jax.functional import softmax
 from attn_jax.hub import EOS_TOKEN, Translator
-from attn_jax.metrics import alignment_error_rate, bleu, weights_to_links
+from attn_jax.metrics import bleu
 from attn_jax.models.protocol import Batch
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.training.loop import validation_loss
@@ -36,10 +36,12 @@ from experiments.runner import (
     Corpus,
     Grid,
     Result,
+    align_error,
     attention_panels,
     band,
     count_params,
     grammar_corpus,
+    held_batch,
     new_figure,
     sentences,
     spread,
@@ -188,23 +190,6 @@ def attention_of(model: Seq2Seq, params: Any, batch: Batch) -> jax.Array:
     return weights.mean(axis=1) if weights.ndim == 4 else weights
 
 
-def held_batch(corpus: Corpus) -> Batch:
-    """All held-out pairs in one batch."""
-    vocabularies, rows = (corpus.src_vocab, corpus.tgt_vocab), np.arange(len(corpus.test))
-    (src, src_mask), (tgt, tgt_mask) = (
-        Sequences.from_texts(texts, vocabulary).padded(rows, longest + 1)
-        for texts, vocabulary, longest in zip(sentences(corpus.test), vocabularies, MAX_WORDS, strict=True)
-    )
-    return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask)
-
-
-def error_rate(weights: Any, pairs: Sequence[AlignedPair]) -> float:
-    """Alignment error rate of the heaviest links against the gold ones, in percent; ends of sentences left out."""
-    found = zip(np.asarray(weights), pairs, strict=True)
-    links = [weights_to_links(weights[: len(pair.tgt), : len(pair.src)]) for weights, pair in found]
-    return 100 * alignment_error_rate(links, [set(pair.alignment) for pair in pairs]).error_rate
-
-
 def search(translator: Translator, config: Config, corpus: Corpus) -> dict[str, Sequence[float]]:
     """BLEU, length over true length, log-probability and seconds of every beam and penalty on the same sentences."""
     src, tgt = (side[: config.searched] for side in sentences(corpus.test))
@@ -253,7 +238,7 @@ def exercises(config: Config, corpus: Corpus, held: Batch, translator_of: Any) -
             )
             scores["nll"].append([point["nll"] for point in trained.measured])
             scores["bleu"].append(greedy_bleu(translator_of(model), trained.params, corpus))
-            scores["error_rate"].append(error_rate(attention_of(model, trained.params, held), corpus.test))
+            scores["error_rate"].append(align_error(np.asarray(attention_of(model, trained.params, held)), corpus.test))
         found[name] = {key: np.array(value) for key, value in scores.items()} | {
             "steps": np.array([point["step"] for point in trained.measured]),
             "parameters": count_params(trained.params),
@@ -281,7 +266,7 @@ def run(config: Config) -> Result:
         batching=BatchConfig(batch_tokens=config.batch_tokens, num_buckets=config.num_buckets),
         keep=lambda pair: len(pair.src) <= MAX_WORDS[0] and len(pair.tgt) <= MAX_WORDS[1],
     )
-    held = held_batch(corpus)
+    held = held_batch(corpus, *(words + 1 for words in MAX_WORDS))
     sizes = {"embed": config.embed, "hidden": config.hidden, "layers": config.layers}
     model = make_model(len(corpus.src_vocab), len(corpus.tgt_vocab), **sizes)
     trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer(config))
@@ -291,7 +276,7 @@ def run(config: Config) -> Result:
         "pairs": len(corpus.train),
         "parameters": {"notebook": TORCH, "here": parts()},
         "bleu": greedy_bleu(translator_of(model), trained.params, corpus),
-        "error_rate": error_rate(weights, corpus.test),
+        "error_rate": align_error(weights, corpus.test),
         "loss": float(trained.losses[-20:].mean()),
         "padding_weight": float(np.where(held.src_mask[:, None], 0, weights).max()),
         "search": search(translator_of(model), config, corpus),

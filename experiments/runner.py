@@ -33,6 +33,7 @@ import attn_jax
 from attn_jax.data.batching import BatchConfig, Batches, Sequences, build_batches
 from attn_jax.data.grammar import AlignedPair, split
 from attn_jax.data.vocabulary import WordVocabulary
+from attn_jax.metrics import alignment_error_rate, weights_to_links
 from attn_jax.models.protocol import EOS_ID, Batch
 from attn_jax.training.loop import BatchSource
 from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
@@ -249,6 +250,22 @@ def grammar_corpus(
 def sentences(pairs: Sequence[AlignedPair]) -> tuple[list[str], list[str]]:
     """The source and the target sentences of pairs, words split by spaces."""
     return [" ".join(pair.src) for pair in pairs], [" ".join(pair.tgt) for pair in pairs]
+
+
+def held_batch(corpus: Corpus, src_len: int, tgt_len: int) -> Batch:
+    """All held-out pairs of a corpus as one batch, ends of sentences included."""
+    sides = zip(sentences(corpus.test), (corpus.src_vocab, corpus.tgt_vocab), (src_len, tgt_len), strict=True)
+    (src, src_mask), (tgt, tgt_mask) = (
+        Sequences.from_texts(texts, vocabulary).padded(np.arange(len(corpus.test)), length)
+        for texts, vocabulary, length in sides
+    )
+    return Batch(src=src, src_mask=src_mask, tgt=tgt, tgt_mask=tgt_mask)
+
+
+def align_error(weights: np.ndarray, pairs: Sequence[AlignedPair]) -> float:
+    """Alignment error rate in percent of the heaviest links of ``weights [pairs, tgt_len, src_len]`` against gold."""
+    links = [weights_to_links(w[: len(p.tgt), : len(p.src)]) for w, p in zip(weights, pairs, strict=True)]
+    return 100 * alignment_error_rate(links, [set(pair.alignment) for pair in pairs]).error_rate
 
 
 class Trained(NamedTuple):
