@@ -69,10 +69,10 @@ class Config:
     reverse_steps: int = 400
     reverse_tokens: int = 2560
     length_step: int = 5
-    grammar_train: int = 30_000
-    grammar_test: int = 2_000
+    grammar_train: int = 24_000
+    grammar_test: int = 1_500
     grammar_steps: int = 600
-    grammar_tokens: int = 2048
+    grammar_tokens: int = 1024
     bucket_edges: tuple[int, ...] = (3, 6, 9, 12, 15, 18)
     num_buckets: int = 5
 

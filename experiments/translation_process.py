@@ -45,8 +45,8 @@ class Config:
     """The demo's corpus and model, and fewer updates."""
 
     train: int = 48_000
-    test: int = 500
-    steps: int = 1000
+    test: int = 300
+    steps: int = 800
     batch_tokens: int = 2048
     num_buckets: int = 4
     learning_rate: float = 3e-3
