@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from attn_jax.nn.recurrent import GRU, LSTM, RNN, Bidirectional
+from attn_jax import GRU, LSTM, RNN, Bidirectional
 from experiments.runner import COLORS, Grid, Result, count_params, new_figure
 
 MODELS: dict[str, tuple[Callable[[int], nn.Module], int, int]] = {

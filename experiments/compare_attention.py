@@ -18,16 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator, plot_attention
 from attn_jax.data.batching import BatchConfig
 from attn_jax.data.grammar import MAX_LENGTH, AlignedPair
-from attn_jax.hub import Translator
 from attn_jax.metrics import alignment_error_rate, bleu
-from attn_jax.models.protocol import Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.nn.attention import make_attention
 from attn_jax.training.loop import validation_loss
-from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
-from attn_jax.viz.figures import plot_attention
+from attn_jax.training.step import TrainState, make_optimizer, make_train_step
 from experiments.runner import (
     COLORS,
     Corpus,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax import MultiHeadAttention
 from attn_jax.data.tasks import first_token_task
 from attn_jax.models.classifier import (
     RecurrentClassifier,
@@ -22,7 +23,6 @@ from attn_jax.models.classifier import (
     TransformerClassifier,
     TransformerClassifierConfig,
 )
-from attn_jax.nn.attention import MultiHeadAttention
 from attn_jax.nn.transformer import EncoderBlock
 from experiments.runner import COLORS, Fit, Grid, Result, apply_seeds, band, fit, new_figure, spread
 
@@ -123,6 +123,16 @@ def run(config: Config) -> Result:
             [(seed, *map(float, heads)) for seed, heads in enumerate(numbers["last_to_first"])],
         ),
     ]
+    shown = numbers["demonstration"]
+    norms = ", ".join(f"{name} {float(norm):.3f}" for name, norm in shown["norms"].items())
+    facts = (
+        ("self-attention on (1, 5, 8) with 2 heads: shapes of output and weights", str(shown["attention_shapes"])),
+        ("weight of its last position on the first, by head", np.round(shown["last_to_first"], 3)),
+        ("block on (2, 5, 8), residual: norms", norms),
+        ("after its last norm: largest |mean|", float(shown["normalized_mean"])),
+        ("after its last norm: standard deviation (ddof = 1; 1.069 = sqrt(8 / 7))", float(shown["normalized_sd"])),
+    )
+    tables.append(Grid("the two demonstrations, untrained", ("", ""), facts))
     return Result(numbers, tables, {"first_token.png": draw(config, numbers, curves, last[0, 0])})
 
 

@@ -17,15 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator, greedy
 from attn_jax.data.batching import BatchConfig, build_batches
 from attn_jax.data.batching import Sequences as Ids
 from attn_jax.data.tasks import FIRST_SYMBOL, TaskSequences, reverse_task
-from attn_jax.decoding import greedy
-from attn_jax.hub import Translator
 from attn_jax.metrics import accuracy, bleu
-from attn_jax.models.protocol import Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from attn_jax.training.step import OptimizerConfig
 from experiments.runner import (
     COLORS,
     Corpus,

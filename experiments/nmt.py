@@ -21,16 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator, plot_attention
 from attn_jax.data.batching import BatchConfig, Batches
 from attn_jax.data.grammar import AlignedPair
 from attn_jax.functional import softmax
-from attn_jax.hub import EOS_TOKEN, Translator
+from attn_jax.hub import EOS_TOKEN
 from attn_jax.metrics import bleu
-from attn_jax.models.protocol import Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.training.loop import validation_loss
-from attn_jax.training.step import OptimizerConfig
-from attn_jax.viz.figures import plot_attention
 from experiments.runner import (
     COLORS,
     Corpus,

@@ -30,14 +30,14 @@ from rich.console import Console
 from rich.table import Table
 
 import attn_jax
+from attn_jax import Batch, OptimizerConfig, plot_attention, save_figure
 from attn_jax.data.batching import BatchConfig, Batches, Sequences, build_batches
 from attn_jax.data.grammar import AlignedPair, split
 from attn_jax.data.vocabulary import WordVocabulary
 from attn_jax.metrics import alignment_error_rate, weights_to_links
-from attn_jax.models.protocol import EOS_ID, Batch
+from attn_jax.models.protocol import EOS_ID
 from attn_jax.training.loop import BatchSource
-from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
-from attn_jax.viz.figures import plot_attention, save_figure
+from attn_jax.training.step import TrainState, make_optimizer, make_train_step
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Okabe and Ito's palette: apart for every kind of colour vision."""
@@ -341,11 +341,17 @@ def band(ax: Any, x: Sequence[float], values: np.ndarray, *, label: str, color: 
     ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
 
 
-def attention_panels(panels: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[str]]]) -> Figure:
+def attention_panels(
+    panels: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[str]]],
+    *,
+    keys: str = "source token",
+    queries: str = "target token, in the order written",
+) -> Figure:
     """Attention maps side by side on one scale from 0 to 1, the weights written into their cells.
 
     Args:
       panels: a title, ``weights [tgt_len, src_len]``, source tokens and target tokens for each.
+      keys, queries: names of the axes.
     """
     figure, axes = new_figure(1, len(panels), width=4.4, height=4.0)
     for ax, (title, weights, source, target) in zip(axes[0], panels, strict=True):
@@ -358,8 +364,8 @@ def attention_panels(panels: Sequence[tuple[str, np.ndarray, Sequence[str], Sequ
             ink = "white" if weight > 0.5 else "#22303c"
             ax.text(column + 0.5, row + 0.5, f"{weight:.2f}", ha="center", va="center", fontsize=7, color=ink)
         ax.set_title(title, fontsize=9, pad=8)
-        ax.set_xlabel("source token", fontsize=8)
-        ax.set_ylabel("target token, in the order written", fontsize=8)
+        ax.set_xlabel(keys, fontsize=8)
+        ax.set_ylabel(queries, fontsize=8)
     figure.colorbar(mesh, ax=list(axes[0]), shrink=0.6, pad=0.02).set_label("attention weight", fontsize=8)
     return figure
 

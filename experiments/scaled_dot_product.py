@@ -21,8 +21,7 @@ from attn_jax.functional import (
     padding_mask,
     scaled_dot_scores,
 )
-from attn_jax.viz.figures import plot_attention
-from experiments.runner import Grid, Result, new_figure
+from experiments.runner import Grid, Result, attention_panels, new_figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +69,11 @@ def run(config: Config) -> Result:
         "allowed": {"padding": int(padding.sum()), "combined": np.asarray(combined).sum((1, 2))},
     }
     names = [f"Token {index + 1}" for index in range(config.length)]
-    heatmap = plot_attention(weights[0], names, names, title="scaled dot-product self-attention", annotate=True)
-    heatmap.axes[0].set(xlabel="key", ylabel="query")
+    panels = (("scaled dot-product self-attention", weights), ("the same with a look-ahead mask", causal))
     figures = {
-        "weights.png": heatmap,
+        "weights.png": attention_panels(
+            [(title, np.asarray(found[0]), names, names) for title, found in panels], keys="key", queries="query"
+        ),
         "masks.png": draw_masks(padded, padding, look_ahead, combined),
     }
     return Result(numbers, [table], figures)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from attn_jax import Batch, Seq2Seq, Seq2SeqConfig
 from attn_jax.data.tasks import FIRST_SYMBOL, reverse_task
 from attn_jax.functional.schedules import (
     constant_schedule,
@@ -26,8 +27,7 @@ from attn_jax.functional.schedules import (
     inverse_sigmoid_schedule,
     linear_schedule,
 )
-from attn_jax.models.protocol import EOS_ID, Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from attn_jax.models.protocol import EOS_ID
 from attn_jax.training.step import batch_loss
 from experiments.runner import COLORS, Fit, Grid, Result, band, fit, new_figure, spread
 

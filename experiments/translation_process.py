@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from attn_jax import OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator
 from attn_jax.data.batching import BatchConfig
 from attn_jax.demo import DemoConfig
-from attn_jax.hub import Translator
 from attn_jax.metrics import bleu
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
-from attn_jax.training.step import OptimizerConfig
 from experiments.runner import Grid, Result, attention_panels, grammar_corpus, sentences, train_batches
 
 SOURCE = "the quick brown fox jumps over the lazy dog"

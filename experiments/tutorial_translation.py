@@ -18,12 +18,11 @@ import jax
 import numpy as np
 import optax
 
+from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, greedy, plot_attention
 from attn_jax.data.vocabulary import WordVocabulary
-from attn_jax.decoding import Hypotheses, greedy
-from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
-from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from attn_jax.decoding import Hypotheses
+from attn_jax.models.protocol import EOS_ID, PAD_ID
 from attn_jax.training.step import batch_loss
-from attn_jax.viz.figures import plot_attention
 from experiments.runner import Fit, Grid, Result, apply_seeds, count_params, fit, new_figure, one_seed, spread
 
 PAIRS = (
