@@ -351,7 +351,8 @@ def attention_panels(
 
     Args:
       panels: a title, ``weights [tgt_len, src_len]``, source tokens and target tokens for each.
-      keys, queries: names of the axes.
+      keys: name of the axis of sources.
+      queries: name of the axis of targets.
     """
     figure, axes = new_figure(1, len(panels), width=4.4, height=4.0)
     for ax, (title, weights, source, target) in zip(axes[0], panels, strict=True):
