@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import jax
@@ -40,8 +41,9 @@ def main() -> None:
     if options.name == "all" and rest:
         parser.error(f"'all' takes no settings of a single experiment, found {' '.join(rest)}")
     use_compilation_cache()
-    if options.quick:
-        jax.config.update("jax_disable_most_optimizations", True)  # compilation is most of a quick run
+    if options.quick:  # compilation is most of it: plain kernels, few optimisations
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        jax.config.update("jax_disable_most_optimizations", True)
     for name in NAMES if options.name == "all" else (options.name,):
         run_experiment(name, rest, quick=options.quick, out=options.out)
 
