@@ -97,7 +97,7 @@ def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Pat
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     figures = [save_figure(figure, folder / file) for file, figure in result.figures.items()]
-    console = Console()
+    console = Console(width=120)
     for table in result.tables:
         console.print(_rich(table))
     console.print(f"{name}: {seconds:.1f} s; {', '.join(str(path) for path in (folder / 'results.json', *figures))}")

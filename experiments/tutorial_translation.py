@@ -45,6 +45,14 @@ TORCH = {
 }
 """Parameters of the notebook's PyTorch model by part; they add up to its 101,120 and 138,650."""
 
+REASONS = {
+    "embedding": "18 entries: padding and unknown words have ids of their own",
+    "recurrent layer": "PyTorch has two biases a gate, here there is one, and a second for the candidate",
+    "combination": "the notebook squeezes [embedding; context] into 128 first; here the context enters the gates",
+    "output": "18 entries",
+}
+"""Why our parameters differ."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -175,21 +183,24 @@ def run(config: Config) -> Result:
             ],
         ),
         Grid(
-            "loss, nats a token, by epoch",
+            "loss by epoch, nats a token, mean over seeds",
             ("attention", *map(str, marks)),
-            [(name, *map(spread, of["loss_every"].values())) for name, of in numbers.items()],
+            [(name, *(f"{np.mean(at):.1e}" for at in of["loss_every"].values())) for name, of in numbers.items()],
         ),
     ]
     ours = numbers["location"]["parameters"]
     sizes = [
-        (f"{half}: {part}", f"{count:,}", f"{ours[half][part]:,}")
+        (f"{half}: {part}", f"{count:,}", f"{ours[half][part]:,}", REASONS.get(part, ""))
         for half, inside in TORCH.items()
         for part, count in inside.items()
     ]
-    sizes += [(f"{half}, all", f"{sum(TORCH[half].values()):,}", f"{sum(ours[half].values()):,}") for half in TORCH]
-    tables.append(Grid("parameters", ("", "notebook (PyTorch)", "here"), sizes))
+    for half, inside in TORCH.items():
+        sizes.append((f"{half}, all", f"{sum(inside.values()):,}", f"{sum(ours[half].values()):,}", ""))
+    tables.append(Grid("parameters", ("", "notebook (PyTorch)", "here", "why"), sizes))
     figures = {
-        f"{name}.png": draw(outputs, src_texts, src_vocab, tgt_vocab, src, src_mask, title=f"{name} attention")
+        f"{name}.png": draw(
+            outputs, src_texts, src_vocab, tgt_vocab, src, src_mask, title=f"{name} attention, greedy translations"
+        )
         for name, outputs in maps.items()
     }
     return Result(numbers, tables, figures)
@@ -218,8 +229,8 @@ def looks(weights: np.ndarray, batch: Batch) -> dict[str, Any]:
 
 def draw(outputs: Hypotheses, texts, src_vocab, tgt_vocab, src, src_mask, title: str):
     """The notebook's four sentences, above in its style ``bone`` with a grid, below in ``YlOrRd`` with cell lines."""
-    figure, axes = new_figure(2, len(DRAWN), width=3.0, height=3.0)
-    figure.suptitle(f"{title}: source above, target on the left", fontsize=10)
+    figure, axes = new_figure(2, len(DRAWN), width=3.0, height=2.7)
+    figure.suptitle(title, fontsize=11)
     for column, sentence in enumerate(DRAWN):
         row = texts.index(sentence)
         source, target = src[row][src_mask[row]], outputs.tokens[row, 0, : int(outputs.lengths[row, 0])]
@@ -230,6 +241,12 @@ def draw(outputs: Hypotheses, texts, src_vocab, tgt_vocab, src, src_mask, title:
         ]
         for ax, cmap in zip(axes[:, column], ("bone", "YlOrRd"), strict=True):
             plot_attention(weights, *names, cmap=cmap, ax=ax, annotate=cmap == "YlOrRd")
+            ax.collections[0].colorbar.remove()
+            ax.collections[0].set_clim(0, 1)
+            ax.set_xlabel("source word", fontsize=8)
+            ax.set_ylabel("target word", fontsize=8)
+    for row in axes:
+        figure.colorbar(row[0].collections[0], ax=list(row), shrink=0.7, pad=0.01).set_label("weight", fontsize=8)
     return figure
 
 
