@@ -220,6 +220,8 @@ def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
     lengths.set_xscale("log", base=2)
     lengths.set_xticks(config.lengths, config.lengths)
     lengths.legend(fontsize=7, frameon=False)
+    for ax in axes.flat:
+        ax.title.set_fontsize(10)
     return figure
 
 

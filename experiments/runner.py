@@ -368,6 +368,7 @@ def attention_panels(
         ax.set_xlabel(keys, fontsize=8)
         ax.set_ylabel(queries, fontsize=8)
     figure.colorbar(mesh, ax=list(axes[0]), shrink=0.6, pad=0.02).set_label("attention weight", fontsize=8)
+    figure.draw_without_rendering()  # places the titles above the slanted tick labels; the layout then makes room
     return figure
 
 
