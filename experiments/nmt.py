@@ -321,7 +321,9 @@ def draw_alignment(corpus: Corpus, weights: np.ndarray):
     row, pair = max(enumerate(corpus.test), key=lambda found: crossings(found[1]))
     source, target = (*pair.src, EOS_TOKEN), (*pair.tgt, EOS_TOKEN)
     shown = weights[row, : len(target), : len(source)]
-    return plot_attention(shown, source, target, gold=pair.alignment, title="Where the trained decoder looked")
+    figure = plot_attention(shown, source, target, gold=pair.alignment, title="where the trained decoder looked")
+    figure.axes[0].set(xlabel="source word", ylabel="target word, fed the true ones")
+    return figure
 
 
 def draw_padding(corpus: Corpus, weights: np.ndarray):
