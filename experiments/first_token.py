@@ -174,9 +174,7 @@ def draw(config: Config, numbers: dict, curves: dict[str, np.ndarray], last: np.
     for head, color in zip(range(config.num_heads), COLORS, strict=False):
         looks.plot(positions, last[head], "o-", markersize=3, color=color, label=f"head {head + 1}")
     looks.axhline(numbers["uniform"], color="#999999", linestyle=":", linewidth=1, label="uniform")
-    looks.set(
-        title=f"length {config.lengths[0]}: where the last position looks", xlabel="position", ylabel="attention weight"
-    )
+    looks.set(title="where the last position looks", xlabel="position", ylabel="attention weight")
     looks.set_ylim(bottom=0)
     for ax in axes[0]:
         ax.title.set_fontsize(10)
