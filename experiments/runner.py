@@ -169,6 +169,7 @@ def fit(
     samples = jax.tree.leaves(data)[0].shape[0]
     steps = samples // batch_size
 
+    @jax.jit
     def start(seed: jax.Array) -> tuple[Any, Any, jax.Array]:
         init_rng, rng = jax.random.split(jax.random.key(seed))
         params = init(init_rng)
@@ -193,7 +194,9 @@ def fit(
         return (params, opt_state, rng), {"loss": losses.mean(), **measure(params, measure_rng)}
 
     values = np.repeat(schedules, seeds, axis=0)  # [runs, epochs]
-    state = jax.jit(jax.vmap(start))(jnp.tile(jnp.arange(seeds), len(schedules)))
+    # One seed after the other: batched QR factorisations of orthogonal parameters can block all threads of XLA:CPU.
+    runs = [start(seed) for seed in range(seeds)] * len(schedules)
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
     run_epoch = jax.jit(jax.vmap(one_epoch, in_axes=(0, 0, None, None)), donate_argnums=0)
     data, found = jax.tree.map(jnp.asarray, data), []
     for epoch in range(epochs):
