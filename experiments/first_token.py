@@ -37,7 +37,7 @@ class Config:
     test: int = 200
     width: int = 32
     num_heads: int = 2
-    epochs: int = 25
+    epochs: int = 20
     batch_size: int = 50
     learning_rate: float = 3e-3
     seeds: int = 5
