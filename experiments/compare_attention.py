@@ -66,7 +66,7 @@ class Config:
     mechanisms: tuple[str, ...] = tuple(MECHANISMS)
     train: int = 24_000
     held_out: int = 300
-    steps: int = 800
+    steps: int = 600
     batch_tokens: int = 1024
     buckets: int = 2
     embed: int = 64

@@ -93,13 +93,13 @@ class Config:
     embed: int = 100
     hidden: int = 256
     layers: int = 2
-    steps: int = 600
+    steps: int = 500
     learning_rate: float = 2e-3
     batch_tokens: int = 1536
     num_buckets: int = 4
     small_embed: int = 64
     small_hidden: int = 64
-    small_steps: int = 450
+    small_steps: int = 300
     every: int = 50
     seeds: int = 3
     beams: tuple[int, ...] = (1, 2, 5, 10)
