@@ -94,6 +94,7 @@ def measure(name: str, size: Size, config: Config) -> dict[str, Any]:
         "parameters_by_formula": our_parameters(*shape),
         "parameters_torch": torch_parameters(*shape),
         "ms": {"mean": ms.mean(), "sd": ms.std(ddof=1), "median": np.median(ms), "min": ms.min()},
+        "ms_quartiles": np.quantile(ms, (0.25, 0.75)),
         "steps_per_second": size.batch * size.time / (np.median(ms) / 1e3),
         "memory_kib": {part: found / 1024 for part, found in parts.items()} | {"all": sum(parts.values()) / 1024},
     }
@@ -145,13 +146,14 @@ def draw(of: Mapping[str, Any]):
         ("parameters_torch", "PyTorch", COLORS[4], 0.2),
     ):
         bars = parameters.bar(places + shift, [f[key] for f in found], 0.4, label=label, color=color)
-        parameters.bar_label(bars, [f"{f[key]:,}" for f in found], fontsize=6, padding=1)
+        counts = [f"{f[key]:,}" if f[key] < 1e5 else f"{f[key] / 1e3:,.0f}k" for f in found]
+        parameters.bar_label(bars, counts, fontsize=6, padding=1)
     parameters.set(title="parameters", ylabel="parameters")
     parameters.legend(fontsize=7, frameon=False)
-    mean, sd = ([f["ms"][key] for f in found] for key in ("mean", "sd"))
-    bars = times.bar(places, mean, yerr=sd, capsize=3, color=COLORS[: len(found)])
-    times.bar_label(bars, [f"{ms:.2g}" for ms in mean], fontsize=7, padding=2)
-    times.set(title="time of one pass (mean and standard deviation)", ylabel="ms")
+    median, low, high = np.array([(f["ms"]["median"], *f["ms_quartiles"]) for f in found]).T
+    bars = times.bar(places, median, yerr=(median - low, high - median), capsize=3, color=COLORS[: len(found)])
+    times.bar_label(bars, [f"{ms:.2f}" if ms < 10 else f"{ms:.0f}" for ms in median], fontsize=7, padding=2)
+    times.set(title="time of one pass (median and quartiles)", ylabel="ms")
     bottom = np.zeros(len(found))
     for key, label, color in (
         ("argument", "parameters and inputs", COLORS[5]),
@@ -173,6 +175,8 @@ def draw(of: Mapping[str, Any]):
     both.legend(fontsize=7, frameon=False)
     for ax in (parameters, times, memory):
         ax.set_xticks(places, names)
+        ax.margins(y=0.1)
+        ax.yaxis.set_major_formatter("{x:,.6g}")
     for ax in axes.flat:
         ax.title.set_fontsize(9)
         ax.xaxis.label.set_fontsize(8)
