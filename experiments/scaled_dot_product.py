@@ -1,7 +1,8 @@
 """Scaled dot-product self-attention on random tokens, and what padding and look-ahead masks allow.
 
 Command: ``python -m experiments scaled_dot_product``; two seconds. Rows of the weights sum to 1, and a masked position
-has weight exactly 0; unscaled scores of width 4 have twice the spread of scaled ones, and their weights are sharper.
+has weight exactly 0; unscaled scores of width 4 have twice the spread of scaled ones, and their weights are sharper: the largest of a row is
+0.86 on average instead of 0.68.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _entropy(weights: jax.Array) -> float:
 
 def draw_masks(padded: np.ndarray, padding: jax.Array, look_ahead: jax.Array, combined: jax.Array):
     """Padding, look-ahead, and both for the third sequence: dark = may attend."""
-    figure, axes = new_figure(1, 3, width=3.2, height=3.4)
+    figure, axes = new_figure(1, 3, width=3.2, height=3.9)
     figure.suptitle("masks: dark may be attended", fontsize=10)
     shortest = int(np.argmin(np.asarray(padding).sum(-1)))
     panels = (
