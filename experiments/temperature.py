@@ -1,8 +1,8 @@
 """Temperature: the same scores at 0.5, 1, 2 and 5: how sharp the weights are, and what that does to the context.
 
 Command: ``python -m experiments temperature``; two seconds. With the ten random scores of seed 0 the entropy rises with
-the temperature (0.41, 1.11, 1.78, 2.20 nats) towards ln 10 = 2.303, and the context moves towards the plain mean of the values. The slider is on
-the interactive page (``attn-jax attend MODEL SENTENCE --out attention.html``).
+the temperature (0.41, 1.11, 1.78, 2.20 nats) towards ln 10 = 2.303, and the context moves towards the plain mean of the
+values. The slider is on the interactive page (``attn-jax attend MODEL SENTENCE --out attention.html``).
 """
 
 from __future__ import annotations
