@@ -1,8 +1,8 @@
 """Scaled dot-product self-attention on random tokens, and what padding and look-ahead masks allow.
 
 Command: ``python -m experiments scaled_dot_product``; two seconds. Rows of the weights sum to 1, and a masked position
-has weight exactly 0; unscaled scores of width 4 have twice the spread of scaled ones, and their weights are sharper: the
-largest of a row is 0.86 on average instead of 0.68.
+has weight exactly 0; unscaled scores of width 4 have twice the spread of scaled ones, and their weights are sharper:
+the largest of a row is 0.86 on average instead of 0.68.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Teacher forcing on the reverse task: six schedules, and what each costs when the model must feed itself.
 
-Command: ``python -m experiments teacher_forcing``; the full run is still to be done.
+Command: ``python -m experiments teacher_forcing``; 23 minutes beside many other jobs. After 200 epochs, 5 seeds, on
+held-out pairs: the gap between the loss fed its own tokens and the loss fed true ones is 1.12 nats a token if the truth
+was always fed, 0.46 to 0.54 under the four decays, and 0.26 if it never was. Yet free-running accuracy is 68 % for
+always, 42 to 45 % for the decays and 40 % for never: at this budget the exposure bias costs less than learning slowly.
+On training pairs all are above 90 %, and the gaps are 0.07 and below.
 
 The notebook feeds the source where the target belongs, throws one coin a step for the whole batch, and draws its curves
 from a formula. Here the decoder is fed the target, each token has its own coin, and every curve is measured: the loss
@@ -172,15 +176,15 @@ def run(config: Config) -> Result:
 
 
 def draw(config: Config, histories: dict, probabilities: dict):
-    """The probability; training loss; free-running loss and accuracy; the gap on training and on held-out pairs."""
+    """The probability; training loss; free-running loss and accuracy; the gap, on training and on held-out pairs."""
     figure, axes = new_figure(2, 3, width=4.2, height=3.2)
     panels = (
         (None, "probability of the true token", "probability"),
         ("loss", "training loss, as trained", "nats a token"),
-        ("train_free", "free-running loss, training pairs", "nats a token"),
-        ("train_accuracy", "free-running accuracy, training pairs", "share of tokens"),
-        ("train_gap", "gap: free-running minus forced, training pairs", "nats a token"),
+        ("train_gap", "gap on training pairs: free-running minus forced", "nats a token"),
+        ("held_free", "free-running loss, held-out pairs", "nats a token"),
         ("held_accuracy", "free-running accuracy, held-out pairs", "share of tokens"),
+        ("held_gap", "gap on held-out pairs: free-running minus forced", "nats a token"),
     )
     epochs = np.arange(1, config.epochs + 1)
     for ax, (key, title, unit) in zip(axes.flat, panels, strict=True):
@@ -197,8 +201,12 @@ def draw(config: Config, histories: dict, probabilities: dict):
 
 
 def verify(numbers: dict) -> None:
-    """Always feeding the truth leaves the largest gap; training on own inputs closes it."""
-    gap = {name: np.mean(found["train_gap"]) for name, found in numbers["last"].items()}
-    assert gap["always"] == max(gap.values()) and gap["always"] > 3 * max(gap["never"], 0.01), gap
+    """Held out, always feeding the truth leaves by far the largest gap, and the best accuracy all the same."""
+    gap, accuracy = (
+        {name: np.mean(found[key]) for name, found in numbers["last"].items()} for key in ("held_gap", "held_accuracy")
+    )
+    others = [name for name in gap if name != "always"]
+    assert gap["always"] > 1.5 * max(gap[name] for name in others) and gap["never"] == min(gap.values()), gap
+    assert accuracy["always"] > max(accuracy[name] for name in others) + 0.1, accuracy
     for name, values in NOTEBOOK_SCHEDULES.items():
         np.testing.assert_allclose(numbers["notebook_schedules"][name], values, atol=6e-4, err_msg=name)
