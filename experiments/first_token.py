@@ -40,7 +40,7 @@ class Config:
     epochs: int = 20
     batch_size: int = 50
     learning_rate: float = 3e-3
-    seeds: int = 5
+    seeds: int = 3
     cells: tuple[str, ...] = ("rnn", "gru", "lstm")
 
     @classmethod
