@@ -1,6 +1,10 @@
 """A bidirectional RNN that tells whether a sum is positive, and what each direction knows at each step.
 
-Command: ``python -m experiments birnn``; the full run is still to be done.
+Command: ``python -m experiments birnn``; 16 minutes beside many other jobs. The notebook's run, 5 seeds: 62 % of 50
+held-out samples right from the last position, 70 % from the mean over positions. The exercise, length 5 to 80: all
+begin at 93 to 95 % and end at 69 to 75 %, where the plain forward RNN is the best (75 %; GRU 69, LSTM 70), and both
+directions help none: 75 % is what the sum over all positions would give, so that none learned to count to two so far.
+A linear probe finds the sum so far in the forward states and the sum to come in the backward ones.
 
 The notebook's classifier learns from the last position, where the backward direction has read a single step.
 """
@@ -35,6 +39,9 @@ POOLINGS = ("last", "mean")
 """The notebook classifies from the last position; the mean over positions is what that costs."""
 TORCH = 2 * (16 * (5 + 16) + 2 * 16) + 32 + 1
 """Parameters of the notebook's PyTorch model, 769: two biases a direction, where ours has one."""
+
+SUM_OF_ALL = 0.75
+"""Accuracy of the sign of the sum over *all* positions: it correlates by sqrt(1 / 2) with the sum over even ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +224,7 @@ def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
         xlabel="sequence length",
         ylabel="held-out accuracy, %",
     )
+    lengths.axhline(100 * SUM_OF_ALL, color="#999999", linestyle=":", linewidth=1, label="the sum of all positions")
     lengths.set_xscale("log", base=2)
     lengths.set_xticks(config.lengths, config.lengths)
     lengths.legend(fontsize=7, frameon=False)
@@ -226,11 +234,14 @@ def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
 
 
 def verify(numbers: dict) -> None:
-    """Gates beat the plain RNN at length 80, the mean beats the last state, and each direction knows its own side."""
+    """The mean beats the last position in the notebook's run; length costs all; each direction knows its own side."""
     assert TORCH == 769
+    last, mean = (np.mean(numbers["notebook"][pooling]["accuracy"]) for pooling in POOLINGS)
+    assert mean > last + 0.03, (last, mean)
     accuracy = {name: np.mean(found, axis=1) for name, found in numbers["exercise"].items()}
-    assert accuracy["GRU, forward"][-1] > accuracy["RNN, forward"][-1] + 0.1, accuracy
-    assert accuracy["RNN, both ways, mean"][-1] > accuracy["RNN, both ways"][-1] + 0.1, accuracy
+    for name, found in accuracy.items():
+        assert found[0] > 0.9 and found[-1] < found[0] - 0.1, (name, found)
+        assert found[-1] < SUM_OF_ALL + 0.03, (name, found)
     past, future = np.array(numbers["knows_past"]), np.array(numbers["knows_future"])
     middle = past.shape[1] // 2
     assert past[0, middle] > past[1, middle] + 0.2 and future[1, middle] > future[0, middle] + 0.2
