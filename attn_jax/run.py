@@ -22,6 +22,7 @@ from attn_jax.hub import Translator
 from attn_jax.metrics.translation import bleu
 from attn_jax.models.families import build_model
 from attn_jax.run_config import MAY_CHANGE, DataConfig, RunConfig, settled
+from attn_jax.training import checkpoints
 from attn_jax.training import journal as journals
 from attn_jax.training.loop import Evaluation, TrainResult, check_params, train, validation_loss
 
@@ -97,7 +98,8 @@ def train_on_text(
     """
     journals.check(out, overwrite=overwrite, resume=resume)
     journal = journals.Journal(Path(out))
-    base = Translator.load(config.init_from) if config.init_from and not resume else None
+    begun = resume and checkpoints.latest_step(journal.checkpoints) is not None
+    base = Translator.load(config.init_from) if config.init_from and not begun else None
     config = settled(config, base, journal.read_config() if resume else {})
     if resume:
         journal.check_config(config.as_json(), MAY_CHANGE)
@@ -110,6 +112,8 @@ def train_on_text(
     if resume:
         journal.check_data(data)
         vocabularies = _load_vocabularies(journal.vocabulary)
+        if base and vocabularies != (base.src_vocab, base.tgt_vocab):
+            raise ValueError(f"{config.init_from}: holds other vocabularies than when the run was started")
     elif base:
         vocabularies = base.src_vocab, base.tgt_vocab
     else:
@@ -120,7 +124,7 @@ def train_on_text(
     batches = build_batches(*sides, config.data.batching, links)
     model = _model(config, len(src_vocab), len(tgt_vocab))
     if config.model.get("share_embeddings") and src_vocab is not tgt_vocab:
-        raise ValueError("share_embeddings needs one vocabulary for both sides; leave it out, or --separate and words")
+        raise ValueError("share_embeddings needs one vocabulary for both sides, found two; leave it out")
     longest = max(bucket.src_len for bucket in batches.buckets)
     if model.config.max_src_len and model.config.max_src_len < longest:
         raise ValueError(

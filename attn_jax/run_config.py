@@ -138,8 +138,8 @@ def settled(config: RunConfig, base: Translator | None, started: Mapping[str, An
 
     Args:
       config: as the user gave it.
-      base: the model of ``init_from``, for a new run.
-      started: the settings of the run that is resumed, or nothing: then ``init_from`` is not looked at again.
+      base: the model of ``init_from``; None without one, and for a resumed run that has gone on from it already.
+      started: the settings of the run that is resumed, or nothing.
 
     Raises:
       ValueError: for a family or a vocabulary that is not that of ``init_from``.
@@ -148,9 +148,7 @@ def settled(config: RunConfig, base: Translator | None, started: Mapping[str, An
     if precision == "auto":
         precision = started.get("precision", "auto") if started else faster_precision()
     if started.get("init_from") and not config.init_from:
-        raise ValueError(
-            f"the run was started with --init-from {started['init_from']}; resume with it (it is not read)"
-        )
+        raise ValueError(f"the run was started with --init-from {started['init_from']}; resume with it")
     family, settings, data = config.family or "recurrent", {}, {}
     if base:
         family, settings = family_of(base.model), dataclasses.asdict(base.model.config)

@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tyro
 from test_main_job import TINY, TRAINED, fails, make_text, make_trained, run, train_command
@@ -76,6 +78,10 @@ def test_resume_of_a_tuned_run_needs_no_other_model(copy, trained, text, tmp_pat
     command = train_command(text, out, "--init-from", base)[: -len(TINY) - 1]
     run(capsys, *command, "--steps", "1")
     assert config_of(out)["data"]["lowercase"] and config_of(out)["data"]["vocab_size"] == 200
+    shutil.rmtree(out / "checkpoints")  # as if it had been stopped before the first one: it starts from the model again
+    run(capsys, *command, "--steps", "1", "--resume", "--learning-rate", "1e-9")
+    before, after = Translator.load(trained).params, Translator.load(out).params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
     shutil.rmtree(base)
     run(capsys, *command, "--steps", "2", "--resume")
     assert Translator.load(out).src_vocab == Translator.load(trained).src_vocab
