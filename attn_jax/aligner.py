@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from attn_jax.data.batching import Sequences, inference_batches, next_length
-from attn_jax.data.parallel import ParallelText, read_lines
+from attn_jax.data.parallel import REASONS, Lines, ParallelText, read_lines
 from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary, WordVocabulary
 from attn_jax.data.words import TokenLinks, word_sizes
+from attn_jax.decoding.ensemble import Ensemble
 from attn_jax.decoding.unknown import replace_unknown_words
-from attn_jax.metrics.alignment import Links, merge_tokens, parse_pharaoh, weights_to_links
+from attn_jax.metrics.alignment import GoldAlignment, Links, merge_tokens, parse_pharaoh, weights_to_links
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Batch
 
 
@@ -44,19 +45,23 @@ def align_words(
 
     Returns:
       The links ``(source word, target word)`` of each pair, in the order given; none where a side is blank or longer
-      than ``translator.max_src_len`` tokens.
+      than ``translator.max_src_len`` tokens, or its words, each encoded alone, do not give its tokens.
 
     Raises:
-      ValueError: if the numbers of sentences differ, or the model has no attention.
+      ValueError: if the numbers of sentences differ, for an ensemble, or a model without attention.
     """
     if len(src) != len(tgt):
         raise ValueError(f"expected as many targets as sources, found {len(src)} and {len(tgt)} sentences")
+    if isinstance(translator.model, Ensemble):
+        raise ValueError("an ensemble cannot align; align with one of its models")
     if getattr(translator.model.config, "attention", "") is None:
         raise ValueError("this model was trained without attention, so it cannot align; train one with attention")
-    src_sizes, tgt_sizes = word_sizes(src, translator.src_vocab), word_sizes(tgt, translator.tgt_vocab)
     sources, targets = Sequences.from_texts(src, translator.src_vocab), Sequences.from_texts(tgt, translator.tgt_vocab)
+    src_sizes, src_fits = _sizes_and_fits(src, translator.src_vocab, sources)
+    tgt_sizes, tgt_fits = _sizes_and_fits(tgt, translator.tgt_vocab, targets)
     filled = np.minimum(sources.lengths, targets.lengths) > 1
-    usable = np.flatnonzero(filled & (np.maximum(sources.lengths, targets.lengths) <= translator.max_src_len))
+    short = np.maximum(sources.lengths, targets.lengths) <= translator.max_src_len
+    usable = np.flatnonzero(filled & short & src_fits & tgt_fits)
     links: list[Links] = [frozenset()] * len(src)
     used = Sequences.from_ids([sources[i][:-1].tolist() for i in usable])
     for rows, sentences in inference_batches(used, batch_tokens):
@@ -73,11 +78,35 @@ def align_words(
     return links
 
 
+def _sizes_and_fits(
+    texts: Sequence[str], vocabulary: Vocabulary, encoded: Sequences
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The tokens of each word of each sentence, and ``[n]`` whether together they are as many as the sentence has."""
+    sizes = word_sizes(texts, vocabulary)
+    counts = np.array([words.sum() for words in sizes], int)
+    return sizes, counts == np.asarray(encoded.lengths) - 1
+
+
 @partial(jax.jit, static_argnums=0)
 def _attention(model: Any, params: Any, batch: Batch) -> jax.Array:
     """``[batch, tgt_len, src_len]``, averaged over heads."""
     _, weights = model.apply({"params": params}, batch, method="features")
     return weights.mean(axis=1) if weights.ndim == 4 else weights
+
+
+def read_alignments(path: str | Path) -> tuple[list[GoldAlignment], Lines]:
+    """Reads a Pharaoh file, and gives its lines too. What cannot be read is an error: no line means no links.
+
+    Args:
+      path: the file, see `attn_jax.metrics.alignment.parse_pharaoh`.
+
+    Raises:
+      ValueError: for a malformed link, and a line that is too long or has NUL characters.
+    """
+    read = read_lines(path)
+    for reason, lines in read.report.skipped.items():
+        raise ValueError(f"{path}:{lines.first_lines[0]}: expected links such as 3-4, found a line {REASONS[reason]}")
+    return parse_pharaoh(read.lines, str(path)), read
 
 
 def read_links(path: str | Path, text: ParallelText) -> ParallelText:
@@ -91,10 +120,10 @@ def read_links(path: str | Path, text: ParallelText) -> ParallelText:
       The text with the links of each pair that it kept, and the file among those of its report.
 
     Raises:
-      ValueError: if the numbers of lines differ, or a link points behind the end of its sentence.
+      ValueError: as `read_alignments`, if the numbers of lines differ, or a link points behind the end of its sentence.
     """
-    read, file = read_lines(path), text.report.files[0]
-    alignments = parse_pharaoh(read.lines, str(path))
+    alignments, read = read_alignments(path)
+    file = text.report.files[0]
     if len(alignments) != file.lines:
         raise ValueError(f"{path} has {len(alignments):,} lines and {file.path} {file.lines:,}; they must correspond")
     links = [alignments[line - 1].sure for line in text.lines]
@@ -126,10 +155,9 @@ def token_links(
     """
     if text.links is None:
         raise ValueError("guided alignment needs the word alignments of the training text; give alignments")
-    sizes = [word_sizes(side, vocab) for side, vocab in zip((text.src, text.tgt), vocabularies, strict=True)]
-    counts = [np.array([words.sum() for words in side]) for side in sizes]
-    fits = np.all([n == side.lengths - 1 for n, side in zip(counts, sequences, strict=True)], axis=0)
-    return TokenLinks.from_words([pair if fit else () for pair, fit in zip(text.links, fits, strict=True)], *sizes)
+    sizes, fits = zip(*map(_sizes_and_fits, (text.src, text.tgt), vocabularies, sequences), strict=True)
+    links = [pair if fit else () for pair, fit in zip(text.links, fits[0] & fits[1], strict=True)]
+    return TokenLinks.from_words(links, *sizes)
 
 
 def check_replaces_unknown(translator: Any) -> None:
@@ -147,6 +175,8 @@ def check_replaces_unknown(translator: Any) -> None:
 def replace_unknown(translator: Any, sentence: str, found: Any, dictionary: Mapping[str, str]) -> Any:
     """A translation whose text has source words, or what a dictionary makes of them, for its unknown words.
 
+    That of a sentence whose words, each encoded alone, do not give its tokens stays as it is.
+
     Args:
       translator: an `attn_jax.hub.Translator` that wrote it.
       sentence: of the source.
@@ -156,7 +186,10 @@ def replace_unknown(translator: Any, sentence: str, found: Any, dictionary: Mapp
     if SPECIAL_TOKENS[UNK_ID] not in found.tokens:
         return found
     words = (sentence.lower() if translator.src_vocab.lowercase else sentence).split()
-    sizes = word_sizes([sentence], translator.src_vocab)[0], np.ones(len(found.tokens), int)
-    written = replace_unknown_words(found.tokens, merge_tokens(found.attention, *sizes), words, dictionary)
+    (sizes,) = word_sizes([sentence], translator.src_vocab)
+    if sizes.sum() != len(found.src_tokens) - 1:
+        return found
+    weights = merge_tokens(found.attention, sizes, np.ones(len(found.tokens), int))
+    written = replace_unknown_words(found.tokens, weights, words, dictionary)
     silent = {SPECIAL_TOKENS[special] for special in (PAD_ID, BOS_ID, EOS_ID)}
     return found._replace(text=" ".join(word for word in written if word not in silent))

@@ -1,5 +1,7 @@
 """Word alignments from attention and for guided training: words and tokens, files, batches, and the loss."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from attn_jax.data.batching import BatchConfig, Sequences, build_batches
 from attn_jax.data.parallel import ParallelText, ReadReport, read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.words import TokenLinks, word_sizes
+from attn_jax.decoding.ensemble import Ensemble
 from attn_jax.metrics import merge_tokens, weights_to_links
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import Batch
@@ -60,6 +63,11 @@ def test_links_are_those_of_forced_decoding(translator):
 def test_what_cannot_be_aligned(translator, monkeypatch):
     monkeypatch.setattr("attn_jax.hub.MAX_SRC_LEN", 3)
     assert align_words(translator, ["a b", "a b c"], ["A", "A"])[1] == frozenset()
+    with monkeypatch.context() as patch:  # a word that alone is two tokens more than within its sentence
+        patch.setattr("attn_jax.aligner.word_sizes", lambda texts, _: [np.array([3, 1]) for _ in texts])
+        assert align_words(translator, ["a b"], ["A B"]) == [frozenset()]
+    with pytest.raises(ValueError, match="an ensemble cannot align; align with one of its models"):
+        align_words(SimpleNamespace(model=Ensemble((translator.model, translator.model))), ["a"], ["A"])
     with pytest.raises(ValueError, match="found 1 and 2 sentences"):
         align_words(translator, ["a"], ["A", "B"])
     with pytest.raises(ValueError, match="trained without attention"):
@@ -79,6 +87,10 @@ def test_read_links_follows_the_lines_that_were_kept(tmp_path):
     (tmp_path / "a.align").write_text("0-0\n0-0\n2-2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"a.align:3: a link points behind the end of a pair of 3 and 2 words"):
         read_links(tmp_path / "a.align", text)
+    for line, found in (("0-0 " * 3000, "too long"), ("0-0\0", "with NUL characters")):
+        (tmp_path / "a.align").write_text(f"0-0\n{line}\n0-0\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=f"a.align:2: expected links such as 3-4, found a line {found}"):
+            read_links(tmp_path / "a.align", text)
     (tmp_path / "a.align").write_text("0-0\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"a.align has 1 lines and .*a.en 3; they must correspond"):
         read_links(tmp_path / "a.align", text)

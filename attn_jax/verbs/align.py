@@ -39,17 +39,21 @@ class Align:
 
     def run(self) -> None:
         """Writes the links, and prints the scores."""
-        from attn_jax.aligner import align_words
+        from attn_jax.aligner import align_words, read_alignments
         from attn_jax.data.parallel import read_lines
         from attn_jax.hub import Translator
-        from attn_jax.metrics import alignment_error_rate, format_pharaoh, parse_pharaoh, symmetrise
+        from attn_jax.metrics import alignment_error_rate, format_pharaoh, symmetrise
 
         if self.method == "threshold" and not self.threshold > 0:
             raise ValueError("--method threshold needs a --threshold above 0; try 0.2")
-        src, tgt = (read_lines(path).lines for path in (self.src, self.tgt))
+        reads = [read_lines(path) for path in (self.src, self.tgt)]
+        for read in reads:
+            if read.report.skipped:
+                print(read.report, file=sys.stderr)
+        src, tgt = (read.lines for read in reads)
         if len(src) != len(tgt):
             raise ValueError(f"{self.src} has {len(src):,} lines and {self.tgt} {len(tgt):,}; they must correspond")
-        gold = parse_pharaoh(read_lines(self.gold).lines, str(self.gold)) if self.gold else None
+        gold = read_alignments(self.gold)[0] if self.gold else None
         if gold is not None and len(gold) != len(src):
             raise ValueError(f"{self.gold} has {len(gold):,} lines and {self.src} {len(src):,}; they must correspond")
         options = {"method": self.method, "threshold": self.threshold, "batch_tokens": self.batch_tokens}
@@ -63,8 +67,11 @@ class Align:
             found[self.symmetrise] = links
         unlinked = sum(bool(s.strip() and t.strip() and not pair) for s, t, pair in zip(src, tgt, links, strict=True))
         if unlinked:
-            limit = f"longer than {translator.max_src_len:,} tokens, or nothing reaches the threshold"
-            print(f"{unlinked:,} pairs have no links: {limit}", file=sys.stderr)
+            print(
+                f"{unlinked:,} pairs have no links: longer than {translator.max_src_len:,} tokens, nothing reaches the "
+                "threshold, or their words are not what the vocabulary reads",
+                file=sys.stderr,
+            )
         lines = "".join(f"{format_pharaoh(pair)}\n" for pair in links)
         if self.out:
             self.out.write_text(lines, encoding="utf-8")

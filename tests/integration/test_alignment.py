@@ -41,7 +41,7 @@ def test_a_guided_run_states_its_alignments(folder):
 def test_align(folder, capsys):
     """Both directions, what joins them, and the scores; as many lines as pairs."""
     lines = (folder / "en").read_text(encoding="utf-8").splitlines()
-    (folder / "blank.en").write_text("\n".join(["", *lines[1:]]) + "\n", encoding="utf-8")
+    (folder / "blank.en").write_text("\n".join(["x" * 10_001, *lines[1:]]) + "\n", encoding="utf-8")
     there = ["align", folder / "run", "--src", folder / "blank.en", "--tgt", folder / "fr"]
     back = ["align", folder / "run", "--src", folder / "fr", "--tgt", folder / "blank.en"]
     forward, backward = (parse_pharaoh(run(capsys, *command)) for command in (there, back))
@@ -55,8 +55,10 @@ def test_align(folder, capsys):
     assert [line.split(":")[0] for line in said] == ["forward", "backward", "grow-diag-final-and"]
     assert "AER " in said[0] and "precision " in said[0] and "recall " in said[0]
     assert [pair.sure for pair in parse_pharaoh((folder / "found").read_text())] == [pair.sure for pair in joint]
-    perfect = run(capsys, *there, "--gold", folder / "found", "--reverse", folder / "run").splitlines()[2]
-    assert perfect.startswith("grow-diag-final-and: AER 0.00%, precision 100.00%, recall 100.00%")
+    cli.main([str(arg) for arg in [*there, "--gold", folder / "found", "--reverse", folder / "run"]])
+    perfect, left_out = capsys.readouterr()
+    assert "blank.en (60 lines); 1 too long (line 1)" in left_out
+    assert perfect.splitlines()[2].startswith("grow-diag-final-and: AER 0.00%, precision 100.00%, recall 100.00%")
 
 
 def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
@@ -66,6 +68,10 @@ def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
         capsys, "align", folder / "run", "--src", folder / "en", "--tgt", folder / "short"
     )
     assert "has 1 lines and" in fails(capsys, "align", folder / "run", *files, "--gold", folder / "short")
+    (folder / "long").write_text("0-0\n" + "0-0 " * 3000 + "\n", encoding="utf-8")
+    assert "long:2: expected links such as 3-4, found a line too long" in fails(
+        capsys, "align", folder / "run", *files, "--gold", folder / "long"
+    )
     assert "try 0.2" in fails(capsys, "align", folder / "run", *files, "--method", "threshold")
     train = ["train", *files, "--valid-src", folder / "en", "--valid-tgt", folder / "fr", "--out", folder / "new"]
     assert "has 1 lines and" in fails(capsys, *train, "--alignments", folder / "short")
