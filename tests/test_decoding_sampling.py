@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from attn_jax.decoding import IMPOSSIBLE, forced_decode, greedy, sample, truncate
-from attn_jax.models.protocol import EOS_ID, PAD_ID, DecodeState
+from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, DecodeState
 from tests.toy_decoder import ToyDecoder, random_batch, random_tables
 
 MAX_LEN = 6
@@ -91,11 +91,20 @@ def test_log_probabilities_and_attention_are_those_of_the_model():
     assert ((found.tokens != PAD_ID).sum(-1) == found.lengths).all() and found.finished.any()
 
 
-@pytest.mark.parametrize("cut", [{"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_what_leaves_one_token_is_greedy(cut):
+def test_what_leaves_one_token_is_greedy():
     toy = ToyDecoder(TABLES)
     best = jax.jit(lambda batch: greedy(toy.step, toy.start(batch, MAX_LEN), max_len=MAX_LEN, min_len=2))(BATCH)
-    np.testing.assert_array_equal(draw(0, **cut)[0].tokens, np.repeat(best.tokens, 3, axis=1))
+    for cut in ({"temperature": 1e-4}, {"temperature": 1e-30, "top_p": 0.3}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        np.testing.assert_array_equal(draw(0, **cut)[0].tokens, np.repeat(best.tokens, 3, axis=1))
+
+
+def test_no_temperature_draws_what_is_forbidden():
+    """So hot that all tokens are equally likely, but neither padding nor the begin of sentence, nor an early end."""
+    for temperature in (1e9, 1e30):
+        found, _ = draw(4, temperature=temperature)
+        written = np.arange(MAX_LEN) < found.lengths[..., None]
+        assert (found.lengths >= 2).all() and (found.log_probs > IMPOSSIBLE / 2).all()
+        assert not np.isin(found.tokens[written], [PAD_ID, BOS_ID]).any() and len(set(found.tokens[written])) > 4
 
 
 def test_frequencies_are_the_probabilities():

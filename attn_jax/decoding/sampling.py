@@ -77,10 +77,27 @@ def sample(
         def gumbel(key: Array) -> Array:
             return jax.random.gumbel(jax.random.fold_in(key, position), log_probs.shape[-1:], log_probs.dtype)
 
-        kept = truncate(log_probs / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        kept = truncate(tempered(log_probs, temperature), top_k=top_k, top_p=top_p, min_p=min_p)
         return topk.argmax(kept + jax.vmap(jax.vmap(gumbel))(of_sample))
 
     return rollout(step, state, choose, max_len=max_len, width=num_samples, **rules)
+
+
+def tempered(log_probs: Array, temperature: float | Array) -> Array:
+    """``log_probs / temperature`` up to a constant: the most likely token has 0, what was impossible still is.
+
+    So no temperature draws what a constraint forbids, or lets what is cut off beat what is kept.
+
+    Args:
+      log_probs: ``[..., vocab]``, ``IMPOSSIBLE`` for what must not be drawn.
+      temperature: above 0.
+
+    >>> [tempered(jnp.array([-2.0, -3.0, IMPOSSIBLE]), t).tolist() for t in (0.5, 1e9)]
+    [[0.0, -2.0, -1000000000.0], [0.0, -9.999999717180685e-10, -1000000000.0]]
+    """
+    behind = log_probs - log_probs.max(-1, keepdims=True)
+    temperature = jnp.maximum(temperature, jnp.finfo(log_probs.dtype).tiny)
+    return jnp.where(log_probs > IMPOSSIBLE / 2, behind / temperature, IMPOSSIBLE)
 
 
 def truncate(
