@@ -22,7 +22,7 @@ from attn_jax.decoding.forced import forced_decode
 from attn_jax.decoding.history import beam_nodes
 from attn_jax.decoding.search import search, split
 from attn_jax.models.families import build_model, family_of
-from attn_jax.models.protocol import EOS_ID, PAD_ID, Batch
+from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
@@ -147,7 +147,7 @@ class Translator:
           infinity. The ``src_tokens`` of both are empty.
 
         Raises:
-          ValueError: for options out of range, an unknown language token, or a prefix that leaves no room.
+          ValueError: for options out of range, an unknown language token, or a prefix that cannot be or leaves no room.
         """
         config = dataclasses.replace(config or SearchConfig(), **options)
         config.check()
@@ -164,7 +164,7 @@ class Translator:
         untold = [-math.inf if sentence.strip() else 0.0 for sentence in text]
         results = [[Translation("", log_prob, (), None, (), log_prob)] for log_prob in untold]
         self.check_language_tokens(text)
-        prefixes = self._prefixes(prefix, len(text), config.max_len)
+        prefixes = self._prefixes(prefix, text, config.max_len)
         encoded = Sequences.from_texts(text, self.src_vocab)
         filled = [i for i, sentence in enumerate(text) if sentence.strip() and encoded.lengths[i] <= self.max_src_len]
         sequences = Sequences.from_ids([encoded[index][:-1] for index in filled])
@@ -241,16 +241,22 @@ class Translator:
         if unknown:
             raise ValueError(f"the target vocabulary has no token {unknown[0]!r}; give it as text")
         ids = [self._id_of[token] for token in target]
-        return ids[:-1] if ids[-1:] == [EOS_ID] else ids
+        ids = ids[:-1] if ids[-1:] == [EOS_ID] else ids
+        if special := {PAD_ID, BOS_ID, EOS_ID}.intersection(ids):
+            raise ValueError(f"a target has no {SPECIAL_TOKENS[min(special)]} before its end; leave it out")
+        return ids
 
-    def _prefixes(self, prefix: Any, count: int, max_len: int) -> list[list[int]]:
+    def _prefixes(self, prefix: Any, text: Sequence[str], max_len: int) -> list[list[int]]:
         """The ids that each translation must begin with."""
         if prefix is None:
-            return [[]] * count
-        if isinstance(prefix, str) or len(prefix) != count:
+            return [[]] * len(text)
+        if isinstance(prefix, str) or len(prefix) != len(text):
             found = "a text" if isinstance(prefix, str) else f"{len(prefix)}"
-            raise ValueError(f"expected a prefix for each of the {count} sentences, found {found}")
+            raise ValueError(f"expected a prefix for each of the {len(text)} sentences, found {found}")
         prefixes = [self._target_ids(each) for each in prefix]
+        for number, (sentence, ids) in enumerate(zip(text, prefixes, strict=True), 1):
+            if ids and not sentence.strip():
+                raise ValueError(f"sentence {number} is blank and has a prefix; its translation is blank, give it none")
         longest = max(map(len, prefixes), default=0)
         if 0 < max_len <= longest:
             raise ValueError(f"a prefix of {longest} tokens leaves no room in max_len {max_len}; raise max_len")

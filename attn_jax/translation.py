@@ -28,7 +28,7 @@ class Translation(NamedTuple):
 
     Attributes:
       text: for people.
-      score: log-probability in nats over the length penalty; what the search ranks by.
+      score: log-probability in nats over the length penalty, and the coverage penalty if any; what the search ranks by.
       tokens: target tokens, ``</s>`` last if the search got that far.
       attention: ``[tgt_len, src_len]``, row t: where the model looked when it wrote token t. None without attention.
       src_tokens: source tokens, ``</s>`` last.

@@ -168,6 +168,9 @@ def test_an_ensemble_shares_its_vocabularies(folders):
         ({"sample": True, "tree": True}, "samples have no tree"),
         ({"prefix": "A B", "max_len": 2}, "a prefix of 2 tokens leaves no room in max_len 2; raise max_len"),
         ({"prefix": ("A", "Q")}, "the target vocabulary has no token 'Q'; give it as text"),
+        ({"prefix": ("A", "<pad>", "B")}, "a target has no <pad> before its end; leave it out"),
+        ({"prefix": ("<s>",)}, "a target has no <s> before its end"),
+        ({"prefix": ("A", "</s>", "</s>")}, "a target has no </s> before its end"),
     ],
 )
 def test_what_is_refused(translator, options, message):
@@ -184,6 +187,8 @@ def test_prefixes_and_coverage_that_do_not_fit(translator, folders):
     for prefix, found in (("A", "a text"), (["A"], "1")):
         with pytest.raises(ValueError, match=f"expected a prefix for each of the 2 sentences, found {found}"):
             translator(["a", "b"], prefix=prefix)
+    with pytest.raises(ValueError, match="sentence 2 is blank and has a prefix"):
+        translator(["a", " "], prefix=["", "A"])
     with pytest.raises(ValueError, match="has no attention, which the coverage penalty needs; leave"):
         Translator.load(folders / "plain")("a", coverage_penalty=0.1)
     with pytest.raises(TypeError, match="bean"):

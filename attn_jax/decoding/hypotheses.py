@@ -32,7 +32,8 @@ class Hypotheses:
       tokens: ``[batch, n_best, max_len]`` int32, ending with ``EOS_ID`` (if finished), then ``PAD_ID``.
       lengths: ``[batch, n_best]`` int32, number of tokens with ``EOS_ID``.
       log_probs: ``[batch, n_best]``, the model's log-probability of the tokens, in nats.
-      scores: ``[batch, n_best]``, ``log_probs`` over the length penalty; falling, apart for finished and unfinished.
+      scores: ``[batch, n_best]``, ``log_probs`` over the length penalty, less the coverage penalty if any; falling,
+        apart for finished and unfinished.
       finished: ``[batch, n_best]`` bool, whether the hypothesis ends with ``EOS_ID``.
       weights: ``[batch, n_best, max_len, src_len]``, row t is the attention that chose token t; 0 after the end. None
         when the decoder gives no weights.
