@@ -142,48 +142,18 @@ class TestLinks:
             metrics.weights_to_links([[float("nan")]])
 
 
-class TestMergeSubwords:
-    def test_by_hand(self):
-        merged = metrics.merge_subwords(
-            [[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.1, 0.3], [0.0, 0.0, 0.25, 0.75]],
-            ["▁un", "do", "▁it", "</s>"],
-            ["▁dé", "fais", "</s>"],
-        )
-        assert merged.src_words == ("undo", "it", "</s>")
-        assert merged.tgt_words == ("défais", "</s>")
-        # Sums over columns 0-1, then the mean of rows 0-1.
-        np.testing.assert_allclose(merged.weights, [[0.45, 0.2, 0.35], [0.0, 0.25, 0.75]])
+class TestMergeTokens:
+    SIZES = st.lists(st.integers(1, 3), min_size=1, max_size=5)
 
-    @pytest.mark.parametrize(
-        ("pieces", "words"),
-        [
-            (["▁", "猫", "▁", "犬"], ("猫", "犬")),  # a lone mark belongs to what follows
-            (["mid", "dle", "▁next"], ("middle", "next")),  # a piece that continues nothing begins a word
-            (["<s>", "a", "▁b", "<unk>", "</s>", "<pad>"], ("<s>", "a", "b<unk>", "</s>", "<pad>")),
-            (["▁of▁the", "▁end"], ("of the", "end")),
-        ],
-    )
-    def test_words(self, pieces, words):
-        merged = metrics.merge_subwords(np.eye(len(pieces)), pieces, pieces)
-        assert merged.src_words == merged.tgt_words == words
+    @given(SIZES, SIZES, st.integers(0, 2**32 - 1))
+    def test_rows_still_sum_to_one(self, src_sizes, tgt_sizes, seed):
+        weights = np.random.default_rng(seed).dirichlet(np.ones(sum(src_sizes)), size=sum(tgt_sizes))
+        merged = metrics.merge_tokens(weights, src_sizes, tgt_sizes)
+        np.testing.assert_allclose(merged.sum(axis=1), np.ones(len(tgt_sizes)))
 
-    @given(st.lists(st.sampled_from(["▁a", "b", "▁", "</s>"]), max_size=7), st.integers(0, 2**32 - 1))
-    def test_rows_still_sum_to_one(self, pieces, seed):
-        weights = np.random.default_rng(seed).dirichlet(np.ones(len(pieces) + 1), size=3)
-        merged = metrics.merge_subwords(weights, [*pieces, "▁z"], ["▁x", "y", "▁z"])
-        np.testing.assert_allclose(merged.weights.sum(axis=1), 1.0)
-
-    def test_word_tokens_stay(self):
+    def test_words_of_one_token_stay(self):
         weights = np.random.default_rng(0).random((2, 3))
-        merged = metrics.merge_subwords(weights, ["▁a", "▁b", "▁c"], ["▁d", "▁e"])
-        np.testing.assert_array_equal(merged.weights, weights)
-
-    def test_no_pieces(self):
-        assert metrics.merge_subwords(np.zeros((0, 1)), ["▁a"], []).weights.shape == (0, 1)
-
-    def test_wrong_shape(self):
-        with pytest.raises(ValueError, match=r"\[tgt_len=2, src_len=1\].*found \[1, 2\]"):
-            metrics.merge_subwords([[0.5, 0.5]], ["▁a"], ["▁b", "▁c"])
+        np.testing.assert_array_equal(metrics.merge_tokens(weights, [1, 1, 1], [1, 1]), weights)
 
 
 class TestPharaoh:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attn_jax.metrics import symmetrise
-from attn_jax.metrics.symmetrisation import NEIGHBOURS, SYMMETRISATIONS
+from attn_jax.metrics.symmetrisation import SYMMETRISATIONS
 
 SIZE = 6
 links_strategy = st.frozensets(st.tuples(st.integers(0, SIZE - 1), st.integers(0, SIZE - 1)), max_size=14)
@@ -43,6 +43,7 @@ def test_by_hand(picture, grown, final):
 
 def published(forward, backward):
     """The pseudo-code of Koehn et al. with its loops over all cells of the matrix."""
+    neighbouring = (-1, 0), (0, -1), (1, 0), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1)
     alignment, union = set(forward & backward), forward | backward
     row = lambda i: any(a == i for a, _ in alignment)  # noqa: E731
     column = lambda j: any(b == j for _, b in alignment)  # noqa: E731
@@ -52,7 +53,7 @@ def published(forward, backward):
         for i in range(SIZE):
             for j in range(SIZE):
                 if (i, j) in alignment:
-                    for a, b in NEIGHBOURS:
+                    for a, b in neighbouring:
                         new = (i + a, j + b)
                         if (not row(new[0]) or not column(new[1])) and new in union:
                             alignment.add(new)

@@ -5,7 +5,6 @@ A link is ``(source position, target position)``, both counted from 0. Attention
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -16,10 +15,6 @@ from numpy.typing import ArrayLike
 
 Link = tuple[int, int]
 Links = frozenset[Link]
-
-# Pieces that never belong to a word. The unknown piece is absent: it stands for letters of one.
-CONTROL_PIECES = frozenset({"<s>", "</s>", "<pad>"})
-WORD_START = "▁"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,52 +135,11 @@ def weights_to_links(weights: ArrayLike, method: str = "argmax", threshold: floa
     return frozenset((int(source), int(target)) for target, source in np.argwhere(chosen))
 
 
-class WordWeights(NamedTuple):
-    """``weights [tgt_words, src_words]`` with the words of both sides."""
-
-    weights: np.ndarray
-    src_words: tuple[str, ...]
-    tgt_words: tuple[str, ...]
-
-
-def merge_subwords(weights: ArrayLike, src_pieces: Sequence[str], tgt_pieces: Sequence[str]) -> WordWeights:
-    """Merges attention between subwords to attention between words.
-
-    A word receives the sum of what its source pieces receive, and gives the mean of what its target pieces give: rows
-    that sum to 1 still do.
-
-    Args:
-      weights: ``[tgt_len, src_len]``.
-      src_pieces: source pieces in SentencePiece's convention: ``▁`` begins a word, other pieces continue it. The
-        control pieces ``<s>``, ``</s>`` and ``<pad>`` stay words of their own.
-      tgt_pieces: target pieces, likewise.
-
-    Returns:
-      ``weights [tgt_words, src_words]`` in float64 and the words without ``▁``.
-
-    Raises:
-      ValueError: if the counts of pieces do not match the weights.
-
-    References:
-      Koehn and Knowles 2017, "Six challenges for neural machine translation", section 3.5, arXiv:1706.03872.
-
-    >>> merged = merge_subwords([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], ["▁un", "do", "▁it"], ["▁dé", "fais"])
-    >>> merged.weights.round(2).tolist(), merged.src_words, merged.tgt_words
-    ([[0.5, 0.5]], ('undo', 'it'), ('défais',))
-    """
-    weights = _matrix(weights)
-    if weights.shape != (len(tgt_pieces), len(src_pieces)):
-        raise ValueError(
-            f"merge subwords: expected weights of shape [tgt_len={len(tgt_pieces)}, src_len={len(src_pieces)}], one "
-            f"row a target piece and one column a source piece, found {list(weights.shape)}"
-        )
-    src_sizes, src_words = _words(src_pieces)
-    tgt_sizes, tgt_words = _words(tgt_pieces)
-    return WordWeights(merge_tokens(weights, src_sizes, tgt_sizes), src_words, tgt_words)
-
-
 def merge_tokens(weights: ArrayLike, src_sizes: Sequence[int], tgt_sizes: Sequence[int]) -> np.ndarray:
-    """As `merge_subwords`, for words of known sizes; tokens behind the last word (``</s>``) are left out.
+    """Merges attention between tokens to attention between words; tokens behind the last word (``</s>``) are left out.
+
+    A word receives the sum of what its source tokens receive, and gives the mean of what its target tokens give: rows
+    that sum to 1 still do, but for what goes to the end of sentence.
 
     Args:
       weights: ``[tgt_len, src_len]``.
@@ -195,6 +149,9 @@ def merge_tokens(weights: ArrayLike, src_sizes: Sequence[int], tgt_sizes: Sequen
     Returns:
       ``[tgt_words, src_words]`` in float64.
 
+    References:
+      Koehn and Knowles 2017, "Six challenges for neural machine translation", section 3.5, arXiv:1706.03872.
+
     >>> merge_tokens([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], [2], [2]).tolist()  # the last source token is </s>
     [[0.625]]
     """
@@ -202,18 +159,6 @@ def merge_tokens(weights: ArrayLike, src_sizes: Sequence[int], tgt_sizes: Sequen
     src, tgt = (np.eye(len(sizes)).repeat(sizes, axis=1) for sizes in (src_sizes, tgt_sizes))  # [words, tokens]
     sums = tgt @ weights[: tgt.shape[1], : src.shape[1]] @ src.T
     return sums / np.maximum(tgt.sum(axis=1, keepdims=True), 1)
-
-
-def _words(pieces: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """How many pieces each word has, and the words."""
-    starts = [
-        index
-        for index, piece in enumerate(pieces)
-        if index == 0 or piece.startswith(WORD_START) or piece in CONTROL_PIECES or pieces[index - 1] in CONTROL_PIECES
-    ]
-    bounds = [*starts, len(pieces)] if starts else []
-    words = ("".join(pieces[start:end]).replace(WORD_START, " ").strip() for start, end in itertools.pairwise(bounds))
-    return np.diff(bounds).astype(int), tuple(words)
 
 
 def _matrix(weights: ArrayLike) -> np.ndarray:
