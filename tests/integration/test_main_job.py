@@ -13,6 +13,7 @@ from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -24,6 +25,7 @@ from attn_jax import cli, demo, doctor, hub, progress
 from attn_jax.data.batching import BatchConfig, Sequences, inference_batches
 from attn_jax.data.grammar import generate
 from attn_jax.hub import Translator
+from attn_jax.nn.attention import ATTENTIONS
 from attn_jax.progress import Progress
 from attn_jax.run import run_training
 from attn_jax.run_config import DataConfig, RunConfig
@@ -268,7 +270,9 @@ def test_python_of_the_readme(trained, tmp_path, monkeypatch):
     found = blocks("python")
     assert len(found) >= 2
     for block in found:
-        exec(compile(block, "README.md", "exec"), {})
+        with mock.patch.dict(ATTENTIONS):  # a block registers an attention of its own
+            exec(compile(block, "README.md", "exec"), {})
+    assert "bilinear_tanh" not in ATTENTIONS
 
 
 def test_demo_in_small(tmp_path, capsys, monkeypatch):

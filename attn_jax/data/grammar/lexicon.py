@@ -359,3 +359,15 @@ BE = replace(
 )
 BE_AVOIR = replace(AVOIR, en=BE.en, flags=BE.flags)
 """To be, said with "avoir": "i am hungry" is "j' ai faim"."""
+
+OPINIONS = tuple(
+    replace(conjugate(fr), en=tuple(en.split()))
+    for en, fr in (
+        ("think thinks thought thinking", "penser"),
+        ("believe believes believed believing", "croire crois croit croyons croyez croient cru"),
+        ("hope hopes hoped hoping", "espérer espère espère espérons espérez espèrent espéré"),
+        ("say says said saying", "dire dis dit disons dites disent dit"),
+        ("know knows knew knowing", "savoir sais sait savons savez savent su saur-"),
+    )
+)
+"""Verbs before "that", used in the present only: then French keeps the indicative and the tense of the other clause."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 
 from attn_jax.data.grammar import closed, lexicon, syntax
@@ -61,17 +60,6 @@ _PLACES = [
 _OWN_GROUP = {JE: (JE, NOUS), NOUS: (JE, NOUS), VOUS: (VOUS,), IL: (), ILS: ()}
 """Persons that a subject's object pronoun does not stand for, because they would include the subject or its part."""
 _PROFESSIONS = tuple(tuple(entry.split()) for entry in lexicon.PROFESSIONS.split(", "))
-_OPINIONS = tuple(
-    replace(lexicon.conjugate(fr), en=tuple(en.split()))
-    for en, fr in (
-        ("think thinks thought thinking", "penser"),
-        ("believe believes believed believing", "croire crois croit croyons croyez croient cru"),
-        ("hope hopes hoped hoping", "espérer espère espère espérons espérez espèrent espéré"),
-        ("say says said saying", "dire dis dit disons dites disent dit"),
-        ("know knows knew knowing", "savoir sais sait savons savez savent su saur-"),
-    )
-)
-"""Verbs before "that", used in the present only: then French keeps the indicative and the tense of the other clause."""
 
 
 @cache
@@ -355,7 +343,7 @@ def _subordinated(rng: random.Random) -> Phrase:
 
 def _opinion(rng: random.Random) -> Phrase:
     subject = syntax.pronoun(rng.choice(closed.PRONOUNS)) if rng.random() < 0.6 else _noun(rng, ("person",), "subject")
-    return join(clause(subject, rng.choice(_OPINIONS), "present"), gloss("that", "que"), _statement(rng))
+    return join(clause(subject, rng.choice(lexicon.OPINIONS), "present"), gloss("that", "que"), _statement(rng))
 
 
 def _polar_question(rng: random.Random) -> Phrase:
