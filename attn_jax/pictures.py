@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -119,13 +119,15 @@ def _search(
     """What is found, each target once, and what the search went through."""
     if EOS_TOKEN in prefix:
         tokens = prefix[: prefix.index(EOS_TOKEN) + 1]
-        ids = _ids(translator.tgt_vocab)
-        return [Target(tokens, translator.tgt_vocab.decode([ids[token] for token in tokens]))], None
+        return [Target(tokens, translator.tgt_vocab.decode(translator._target_ids(tokens)))], None
     found = translator(sentence, config, prefix=prefix or None, tree=not config.sample)
     if not found[0].src_tokens:
         raise ValueError(f"this sentence is longer than {translator.max_src_len} tokens; give a shorter one")
-    targets = {t.tokens: Target(t.tokens, t.text, t.score) for t in reversed(found) if t.tokens}  # samples may be equal
-    return list(reversed(targets.values())), found[0].tree
+    targets: dict[tuple[str, ...], Target] = {}
+    for one in found:
+        if one.tokens:
+            targets.setdefault(one.tokens, Target(one.tokens, one.text, one.score))  # samples may be equal
+    return list(targets.values()), found[0].tree
 
 
 def _reference(vocabulary: Vocabulary, text: str) -> Target:
@@ -140,7 +142,7 @@ def _look(
     scored = translator.score([sentence] * len(targets), [target.tokens for target in targets], top_k=ALTERNATIVES)
     if scored[0].attention is None:
         raise ValueError("this model was trained without attention, so there is nothing to draw")
-    maps = _maps(translator, scored)
+    maps = _maps(translator, sentence, scored)
     src_len = len(scored[0].src_tokens)
     seen = []
     for row, (target, found) in enumerate(zip(targets, scored, strict=True)):
@@ -168,12 +170,12 @@ def _possible(step: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     return [(token, log_prob) for token, log_prob in step if log_prob > IMPOSSIBLE / 2]
 
 
-def _maps(translator: Translator, scored: Sequence[Scored]) -> dict[str, np.ndarray]:
+def _maps(translator: Translator, sentence: str, scored: Sequence[Scored]) -> dict[str, np.ndarray]:
     """All maps of all layers and heads, ``[targets, layers, heads, ...]`` each; nothing for an ensemble."""
     if not hasattr(translator.model, "attention_maps"):
         return {}
-    src, src_mask = _rows(translator.src_vocab, [found.src_tokens for found in scored])
-    tgt, tgt_mask = _rows(translator.tgt_vocab, [found.tokens for found in scored])
+    src, src_mask = _rows(Sequences.from_texts([sentence] * len(scored), translator.src_vocab))
+    tgt, tgt_mask = _rows(Sequences.from_ids([translator._target_ids(found.tokens) for found in scored]))
     return jax.device_get(_all_maps(translator.model, translator.params, Batch(src, src_mask, tgt, tgt_mask)))
 
 
@@ -182,24 +184,20 @@ def _all_maps(model: Any, params: Any, batch: Batch) -> dict[str, jax.Array]:
     return model.apply({"params": params}, batch, method="attention_maps")
 
 
-def _rows(vocabulary: Vocabulary, sentences: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Token strings, ``</s>`` last, as padded ids and their mask."""
-    ids = _ids(vocabulary)
-    sequences = Sequences.from_ids([[ids[token] for token in tokens[:-1]] for tokens in sentences])
-    return sequences.padded(np.arange(len(sentences)), next_length(int(sequences.lengths.max())))
-
-
-@lru_cache(maxsize=8)
-def _ids(vocabulary: Vocabulary) -> dict[str, int]:
-    return {token: number for number, token in enumerate(vocabulary.pieces(range(len(vocabulary))))}
+def _rows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """Padded ids and their mask, in few shapes: as many rows as a power of two, those without a sequence empty."""
+    rows = np.full(1 << (len(sequences) - 1).bit_length(), -1)
+    rows[: len(sequences)] = np.arange(len(sequences))
+    return sequences.padded(rows, next_length(int(sequences.lengths.max())))
 
 
 def is_softmax(model: Any) -> bool:
     """Whether each of a model's maps is one softmax of scores: no other normaliser, no window over it, no mean."""
-    config = getattr(model, "config", None)
-    options = getattr(config, "attention_options", {})
-    windowed = getattr(config, "attention", None) == "local"
-    return config is not None and options.get("normalizer", "softmax") == "softmax" and not windowed
+    if not hasattr(model, "attention_maps"):  # an ensemble
+        return False
+    options = getattr(model.config, "attention_options", {})
+    windowed = getattr(model.config, "attention", None) == "local"
+    return options.get("normalizer", "softmax") == "softmax" and not windowed
 
 
 def _tree(nodes: Sequence[TreeNode], targets: Sequence[Target]) -> SearchTree:

@@ -45,10 +45,15 @@ class Translation(NamedTuple):
     tree: tuple[TreeNode, ...] | None = None
 
     def _repr_html_(self) -> str | None:
-        """The interactive page of its attention, for notebooks; `attn_jax.pictures.attention_of` shows more."""
+        """The interactive page of its attention, for notebooks; `attn_jax.pictures.attention_of` shows more.
+
+        The page offers no other temperature: the attention of a search may be a mean over layers, heads and models.
+        """
         if self.attention is None:
             return None
-        hypothesis = AttentionHypothesis(tokens=self.tokens, weights=self.attention, text=self.text, score=self.score)
+        hypothesis = AttentionHypothesis(
+            tokens=self.tokens, weights=self.attention, text=self.text, score=self.score, softmax=False
+        )
         return attention_frame([AttentionExample(src_tokens=self.src_tokens, hypotheses=[hypothesis])])
 
 

@@ -1,5 +1,6 @@
 """From a sentence to its picture, on tiny models that were never trained: every number is that of forced decoding."""
 
+import html
 from functools import cache
 
 import jax
@@ -8,12 +9,14 @@ import pytest
 
 from attn_jax.data.batching import Sequences
 from attn_jax.data.vocabulary import WordVocabulary
+from attn_jax.decoding import Ensemble
 from attn_jax.hub import Translator
 from attn_jax.metrics.alignment import GoldAlignment
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import EOS_ID, UNK_ID, Batch
-from attn_jax.pictures import attention_of, is_softmax
+from attn_jax.pictures import _search, attention_of, is_softmax
 from attn_jax.search_config import SearchConfig
+from attn_jax.translation import Translation
 from attn_jax.viz.examples import example_data
 
 SRC, TGT = WordVocabulary.build(["a b c d e f g"]), WordVocabulary.build(["A B C D E F G H"])
@@ -105,6 +108,8 @@ def test_a_forced_word_and_what_follows(translator, example):
     assert [seen.tokens for seen in ended.hypotheses] == [(*best.tokens[:2], "</s>")] and ended.tree is None
     with pytest.raises(ValueError, match="no token 'a'"):
         attention_of(translator, SENTENCE, THREE, prefix=("a",))
+    with pytest.raises(ValueError, match="no token 'a'"):
+        attention_of(translator, SENTENCE, THREE, prefix=("a", "</s>"))
 
 
 def test_samples():
@@ -113,6 +118,9 @@ def test_samples():
     one, two = (attention_of(translator, SENTENCE, config) for _ in range(2))
     assert one.tree is None and [h.tokens for h in one.hypotheses] == [h.tokens for h in two.hypotheses]
     assert len({h.tokens for h in one.hypotheses}) == len(one.hypotheses) > 1
+    found = [Translation(text, 0.0, (text, "</s>"), None, ("a", "</s>"), 0.0) for text in "ABA"]
+    targets, _ = _search(lambda *args, **options: found, SENTENCE, config, ())
+    assert [target.text for target in targets] == ["A", "B"]  # in the order they were drawn, each once
 
 
 def test_reference_and_gold(translator, example):
@@ -134,6 +142,8 @@ def test_reference_and_gold(translator, example):
 def test_notebooks_show_a_page(translator, example):
     for shown in (example, translator(SENTENCE, THREE)[1]):
         assert shown._repr_html_().startswith("<iframe sandbox=")
+    assert '"softmax":true' in html.unescape(example._repr_html_())
+    assert '"softmax":true' not in html.unescape(translator(SENTENCE, THREE)[1]._repr_html_())  # a mean over heads
     assert translator("", THREE)[0]._repr_html_() is None
 
 
@@ -153,5 +163,6 @@ def test_what_cannot_be_shown():
 )
 def test_what_a_temperature_can_be_applied_to(settings, expected):
     sizes = {"src_vocab_size": 5, "tgt_vocab_size": 5}
-    assert is_softmax(build_model("recurrent", {"attention": "general"} | sizes | settings)) == expected
-    assert not is_softmax(object())  # an ensemble's map is a mean
+    model = build_model("recurrent", {"attention": "general"} | sizes | settings)
+    assert is_softmax(model) == expected
+    assert not is_softmax(Ensemble((model, model.clone())))  # its map is a mean

@@ -103,6 +103,7 @@ def test_a_translation_and_a_forced_word(server):
         (400, {"body": request(prefix="ab")}),
         (400, {"body": request(prefix=[1])}),
         (400, {"body": request(prefix=["no such token"])}),
+        (400, {"body": request(prefix=["no such token", "</s>"])}),
     ],
 )
 def test_refused(server, status, call):
