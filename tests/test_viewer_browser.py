@@ -57,15 +57,24 @@ def right_to_left():
 
 
 def huge(n=500):
-    diagonal = softmax(-0.1 * np.abs(np.arange(n)[:, None] - np.arange(n)))
+    scores = -0.1 * np.abs(np.arange(n)[:, None] - np.arange(n))
+    scores[0, 1:] = -33  # together they weigh 1e-12; at temperature 4 an eighth
+    diagonal = softmax(scores)
     words = [f"w{k}" for k in range(n)]
     return viz.AttentionExample(src_tokens=words, hypotheses=[viz.AttentionHypothesis(tokens=words, weights=diagonal)])
+
+
+def mixed():
+    """A model whose attention is a softmax, and one whose is not."""
+    weights = np.full((4, 4), 0.25)
+    other = viz.AttentionHypothesis(tokens=("un", "chat", "noir", "</s>"), weights=weights, softmax=False)
+    return example(others=[example(hypotheses=[other])])
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     compared = deep("one", others=[deep("two", encoder=None)])
-    pages = [example(), nasty(), deep(), compared, right_to_left(), huge()]
+    pages = [example(), nasty(), deep(), compared, right_to_left(), huge(), mixed()]
     return viz.write_attention_page(tmp_path_factory.mktemp("page") / "attention.html", pages, title="Test")
 
 
@@ -196,7 +205,7 @@ class TestChoosing:
         np.testing.assert_allclose(shown(), weights[0, 2], atol=2e-4)
         assert page.js(f"[{by_id('layer')}.value, {by_id('head')}.value]") == ["0", "2"]
         assert page.js("document.querySelectorAll('#head-grid [aria-pressed=true]').length") == 1
-        page.click("document.querySelectorAll('#head-grid button')[2]")
+        page.key("Enter")  # the button kept the focus
         np.testing.assert_allclose(shown(), weights.mean((0, 1)), atol=2e-4)
 
     def test_encoder_and_decoder(self, page):
@@ -222,6 +231,27 @@ class TestChoosing:
         assert not page.js(f"{by_id('temperature-note')}.hidden")
         page.click(by_id("temperature-reset"))
         assert page.js(f"[state.temperature, {by_id('temperature-note')}.hidden]") == [1, True]
+
+    def test_temperature_of_a_peaked_long_row(self, page):
+        show(page, 5)
+        turn(page, "temperature", "2")
+        expected = softmax(np.where(np.arange(500), -33, 0) / 4)
+        assert expected[0] < 0.9
+        np.testing.assert_allclose(page.js("Array.from(panels[0].table.weights.slice(0, 500))"), expected, atol=1e-3)
+
+    def test_temperature_is_1_wherever_a_map_is_no_softmax(self, page):
+        show(page, 6)
+        turn(page, "temperature", "1")
+        assert "recomputed at temperature 2.00" in page.js("captionOf(panels[0])")
+        page.click(by_id("compare"))
+        assert page.js(f"[state.temperature, {by_id('temperature')}.value, {by_id('temperature')}.disabled]") == [
+            1,
+            "0",
+            True,
+        ]
+        assert "recomputed" not in page.js("panels.map(captionOf).join()")
+        assert page.js("panels.map(panel => tableData(panel).map.temperature)") == [1, 1]
+        np.testing.assert_allclose(np.array(page.js(SHOWN)).reshape(4, 4)[0], [0.9, 0.05, 0.05, 0.0], atol=1e-4)
 
     def test_entropy_and_alternatives(self, page):
         show(page, 2)
@@ -260,6 +290,8 @@ class TestChoosing:
         page.key("Enter")
         assert page.js("state.picks[0].hypothesis") == 0
         assert page.js("document.querySelectorAll('.node.chosen').length") == 5
+        page.key("ArrowLeft")  # the node kept the focus
+        assert page.js(f"document.activeElement === {node(0)}")
 
     def test_comparison(self, page):
         show(page, 3)
@@ -296,6 +328,19 @@ class TestKeeping:
         assert (data["rows"], data["columns"]) == (list(TOKENS), list(SOURCE))
         assert data["map"] == {"kind": "cross", "layer": "mean", "head": 1, "temperature": 1, "words": False}
         np.testing.assert_allclose(data["weights"], softmax(SCORES)[:, 1].mean(0), atol=3e-4)
+
+    def test_json_stands_alone(self, page, folder):
+        """With whole words in the rows, what is of each piece comes with the pieces and their words."""
+        show(page, 2)
+        page.click(by_id("merged"))
+        page.click(by_id("save-json"))
+        (data,) = json.loads(page.saved(folder, "attention-cross-3.json"))["shown"]
+        assert data["rows"] == ["les", "chats", "</s>"]
+        assert data["source"] == {"tokens": list(SOURCE), "words": [0, 1, 1, 2]}
+        given = data["hypothesis"]
+        assert (given["tokens"], given["words"]) == (list(TOKENS), [0, 1, 1, 1, 2])
+        assert len(given["log_probs"]) == len(given["alternatives"]) == 5 and given["possible"] == [[0, 0], [3, 4]]
+        assert "cross" not in given
 
     def test_svg_and_png(self, page, folder):
         for number, view in enumerate(("lines", "matrix")):
@@ -337,6 +382,26 @@ class TestLooks:
             assert min(page.js(seconds) for _ in range(9)) < 50  # ms
             page.js("for (let n = 0; n < 20; n++) document.querySelector('.zoom button').click()")
         assert page.js("document.querySelector('.sheet').offsetWidth <= document.querySelector('.matrix').clientWidth")
+
+    def test_many_heads_stay_fluid(self, page):
+        """Another temperature of 12 heads of 300 x 300: all of the page's work, and no jump to the corner."""
+        page.js("""
+            const many = structuredClone(examples[2]), [one] = many.models, [best] = one.hypotheses, n = 300;
+            const side = { tokens: range(n).map((k) => `w${k}`), words: range(n) };
+            const weights = btoa("\\x10\\x40".repeat(12 * n * n));
+            const cross = { shape: [2, 6, n, n], softmax: true, weights };
+            Object.assign(best, side, { cross, decoder: null, gold: [], possible: [] });
+            Object.assign(one, { source: side, encoder: null, hypotheses: [best], tree: null });
+            showExamples([many]); choose({ view: "matrix" })
+            document.querySelector(".matrix").scrollTo(400, 300)
+            function spent(temperature) {
+              const start = performance.now();
+              choose({ temperature });
+              return performance.now() - start;
+            }
+        """)
+        assert min(page.js(f"spent({1 + k / 10})") for k in range(1, 6)) < 200  # ms
+        assert page.js("(({ scrollLeft: x, scrollTop: y }) => [x, y])(document.querySelector('.matrix'))") == [400, 300]
 
     def test_a_phone(self, page):
         page("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)

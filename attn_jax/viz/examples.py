@@ -1,6 +1,6 @@
 """What the attention page shows: sentences, hypotheses, maps and the search's tree, and their JSON.
 
-The JSON is ``{"version": 2, "title", "live", "examples": [EXAMPLE]}`` with
+The JSON is ``{"version": 3, "title", "live", "examples": [EXAMPLE]}`` with
 
 - EXAMPLE ``{"text", "reference" or null, "models": [MODEL]}``: a sentence as one or more models see it;
 - MODEL ``{"name", "source": {"tokens", "words"}, "encoder": MAP or null, "hypotheses": [HYPOTHESIS], "tree"}``;
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-VERSION = 2
-STEPS = 2048
-"""Steps a nat of a stored logarithm: a weight is off by at most 1 / 4096 of itself."""
+VERSION = 3
+STEPS = 8192
+"""Steps a unit of a stored root: a weight is off by at most ``sqrt(-log(weight)) / STEPS`` of itself, so by 5.3e-5."""
 NOTHING = 65535
-"""Stored for a weight of 0, or below ``exp(-NOTHING / STEPS)`` = 1.3e-14."""
+"""Stored for a weight of 0, or below ``exp(-((NOTHING / STEPS) ** 2))`` = 1.6e-28."""
 CONTROL_TOKENS = frozenset({"<s>", "</s>", "<pad>"})
 
 
@@ -138,23 +138,23 @@ def example_data(example: AttentionExample, where: str = "attention example") ->
 
 
 def pack_weights(weights: ArrayLike) -> str:
-    """Weights as text: base64 of little-endian 16-bit ``round(-log(weight) * STEPS)``, ``NOTHING`` for 0.
+    """Weights as text: base64 of little-endian 16-bit ``round(sqrt(-log(weight)) * STEPS)``, ``NOTHING`` for 0.
 
     Logarithms rather than weights, because they are the softmax's scores up to a constant a row: the page divides them
-    by a temperature and loses no small weight.
+    by a temperature and loses no small weight. Their roots, because heavy weights need finer steps than light ones.
 
     >>> unpack_weights(pack_weights([0.5, 0.25, 0.0])).round(4).tolist()
     [0.5, 0.25, 0.0]
     """
     with np.errstate(divide="ignore"):
-        steps = np.rint(-np.log(np.asarray(weights, np.float64)) * STEPS)
+        steps = np.rint(np.sqrt(np.maximum(-np.log(np.asarray(weights, np.float64)), 0)) * STEPS)
     return base64.b64encode(np.clip(steps, 0, NOTHING).astype("<u2").tobytes()).decode("ascii")
 
 
 def unpack_weights(text: str) -> np.ndarray:
     """What `pack_weights` wrote, as one row ``[n]``."""
     steps = np.frombuffer(base64.b64decode(text), "<u2")
-    return np.where(steps == NOTHING, 0.0, np.exp(steps / -STEPS))
+    return np.where(steps == NOTHING, 0.0, np.exp(-((steps / STEPS) ** 2)))
 
 
 def plain_text(tokens: Sequence[str]) -> str:

@@ -68,18 +68,28 @@ function readRamp() {
 }
 const shade = (weight, heaviest) => ramp[Math.round(255 * Math.min(1, weight / heaviest))];
 
+/** A stroke between two tokens' ends, across the page or down it. */
+function curve([x0, y0], [x1, y1], across) {
+  return across
+    ? `M${x0} ${y0}C${x0} ${(y0 + y1) / 2} ${x1} ${(y0 + y1) / 2} ${x1} ${y1}`
+    : `M${x0} ${y0}C${(x0 + x1) / 2} ${y0} ${(x0 + x1) / 2} ${y1} ${x1} ${y1}`;
+}
+
 /** Draws a whole map into a canvas, one pixel a weight; the style sheet enlarges it without smoothing. */
 function paintPixels(canvas, weights, rows, cols, heaviest, mirrored = false) {
   canvas.width = cols;
   canvas.height = rows;
   const pen = canvas.getContext("2d"),
-    image = pen.createImageData(cols, rows);
+    image = pen.createImageData(cols, rows),
+    pixels = new Uint32Array(image.data.buffer);
+  const inks = Uint32Array.from(ramp, ({ channels: [red, green, blue] }) => {
+    return new Uint32Array(Uint8Array.of(red, green, blue, 255).buffer)[0];
+  });
   for (let row = 0; row < rows; row++) {
     for (let col = 0; col < cols; col++) {
-      const { channels } = shade(weights[row * cols + col], heaviest);
-      image.data.set(channels, 4 * (row * cols + (mirrored ? cols - 1 - col : col)));
+      const step = Math.round(255 * Math.min(1, weights[row * cols + col] / heaviest));
+      pixels[row * cols + (mirrored ? cols - 1 - col : col)] = inks[step];
     }
   }
-  for (let at = 3; at < image.data.length; at += 4) image.data[at] = 255;
   pen.putImageData(image, 0, 0);
 }

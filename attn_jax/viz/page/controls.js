@@ -120,34 +120,37 @@ function headGrid() {
   const { map, rows, cols, mirrored } = panels[0].table,
     [layers, heads] = map.shape;
   $("heads").hidden = layers * heads === 1;
-  if ($("heads").hidden) {
-    $("head-grid").replaceChildren();
-    return;
+  if ($("heads").hidden) return;
+  const grid = $("head-grid"),
+    whole = map.shape[2] === rows && map.shape[3] === cols;
+  const wanted = { map, ramp, mirrored: whole && mirrored };
+  if (Object.entries(wanted).some(([name, value]) => headsDrawn[name] !== value)) drawHeads(grid, wanted);
+  Array.from(grid.children).forEach((node, n) => {
+    node.setAttribute("aria-pressed", state.layer === Math.floor(n / heads) && state.head === n % heads);
+  });
+}
+let headsDrawn = {};
+function drawHeads(grid, wanted) {
+  // at temperature 1; the buttons stay where they can, so that the one with the focus keeps it
+  const { map, mirrored } = wanted,
+    [layers, heads, rows, cols] = map.shape;
+  if (grid.children.length !== layers * heads || grid.style.getPropertyValue("--heads") !== String(heads)) {
+    grid.style.setProperty("--heads", heads);
+    grid.replaceChildren(...range(layers * heads).map((n) => headButton(Math.floor(n / heads), n % heads)));
   }
-  $("head-grid").style.setProperty("--heads", heads);
-  const whole = map.shape[2] === rows && map.shape[3] === cols;
-  $("head-grid").replaceChildren(
-    ...range(layers * heads).map((n) => {
-      const [layer, head] = [Math.floor(n / heads), n % heads];
-      const weights = headWeights(map, layer, head, map.softmax ? state.temperature : 1),
-        canvas = make("canvas", { "aria-hidden": true });
-      const heaviest = weights.reduce((most, weight) => Math.max(most, weight), 1e-9);
-      paintPixels(canvas, weights, map.shape[2], map.shape[3], heaviest, whole && mirrored);
-      const node = button(
-        canvas,
-        () => {
-          const again = state.layer === layer && state.head === head; // a second click goes back to the mean
-          choose(again ? { layer: "mean", head: "mean" } : { layer, head });
-        },
-        {
-          title: `layer ${layer + 1}, head ${head + 1}`,
-          "aria-label": `Layer ${layer + 1}, head ${head + 1}`,
-          "aria-pressed": state.layer === layer && state.head === head,
-        },
-      );
-      return node;
-    }),
-  );
+  Array.from(grid.children).forEach((node, n) => {
+    const weights = headWeights(map, Math.floor(n / heads), n % heads);
+    paintPixels(node.firstElementChild, weights, rows, cols, heaviestOf(weights), mirrored);
+  });
+  headsDrawn = wanted;
+}
+function headButton(layer, head) {
+  const pick = () => {
+    const again = state.layer === layer && state.head === head; // a second click goes back to the mean
+    choose(again ? { layer: "mean", head: "mean" } : { layer, head });
+  };
+  const name = `ayer ${layer + 1}, head ${head + 1}`;
+  return button(make("canvas", { "aria-hidden": true }), pick, { title: `l${name}`, "aria-label": `L${name}` });
 }
 function layerAndHead() {
   const [layers, heads] = panels[0].table.map.shape;
@@ -174,17 +177,20 @@ function kindsShown() {
     input.checked = input.value === state.kind;
   }
 }
+const mapShown = ({ number }) => mapOf(modelOf(number), hypothesisOf(number), state.kind);
 function temperatureNote() {
-  const softmax = shownPanels().every(({ table }) => table.map.softmax),
-    moved = state.temperature !== 1;
+  const softmax = shownPanels().every((panel) => mapShown(panel).softmax);
+  if (!softmax) state.temperature = 1;
+  const moved = state.temperature !== 1;
   $("temperature").disabled = !softmax;
+  $("temperature").value = Math.log2(state.temperature);
   $("temperature-value").textContent = state.temperature.toFixed(2);
-  $("temperature-value").classList.toggle("moved", moved && softmax);
+  $("temperature-value").classList.toggle("moved", moved);
   $("temperature-note").hidden = softmax && !moved;
   $("temperature-text").textContent = softmax
     ? "Recomputed: softmax(scores / temperature) from the stored scores. The model itself used temperature 1."
-    : "These weights are not one softmax of scores, so there is nothing to recompute.";
-  $("temperature-reset").hidden = !moved || !softmax;
+    : "Some of these weights may not be one softmax of scores, so there is nothing to recompute.";
+  $("temperature-reset").hidden = !moved;
 }
 function panelHead(panel) {
   const { model, hypothesis } = state.picks[panel.number],
@@ -199,11 +205,12 @@ function panelHead(panel) {
   for (const view of ["lines", "matrix"]) panel[view].frame.hidden = state.view !== view;
   if (state.view !== "matrix") panel.node.querySelector(".tip").hidden = true;
 }
-function show() {
+function show(afresh = false) {
+  // afresh: other tokens than before
   kindsShown();
+  temperatureNote();
   for (const panel of shownPanels()) panel.table = makeTable(modelOf(panel.number), hypothesisOf(panel.number), state);
   layerAndHead();
-  temperatureNote();
   const { models } = example(),
     tables = shownPanels().map(({ table }) => table);
   const split = models.some(({ source, hypotheses }) =>
@@ -220,14 +227,15 @@ function show() {
     node.setAttribute("aria-pressed", Number(node.dataset.model) === model && Number(node.dataset.rank) === hypothesis);
   }
   for (const panel of shownPanels()) {
-    panel[state.view].build();
+    panel[state.view].build(afresh);
     panel[state.view].layout();
   }
   paint();
 }
 function choose(change) {
   Object.assign(state, change, { hover: null });
-  if (["picks", "kind", "merged", "compare"].some((name) => name in change)) state.pin = null;
-  show();
-  if ("picks" in change) treeView.build();
+  const afresh = ["picks", "kind", "merged", "compare"].some((name) => name in change);
+  if (afresh) state.pin = null;
+  show(afresh);
+  if ("picks" in change) treeView.update();
 }

@@ -1,12 +1,12 @@
 // From the stored maps to the table that is drawn: unpacked, at a temperature, reduced, merged. See viz/examples.py.
 
 const page = JSON.parse($("data").textContent);
-const STEPS = 2048,
-  NOTHING = 65535; // of the stored logarithms
+const STEPS = 8192,
+  NOTHING = 65535; // of the stored roots of logarithms
 
 const unpacked = new WeakMap();
 function unpack(map) {
-  // steps down from log 1, [layers, heads, rows, columns] flat
+  // steps of the root of -log(weight), [layers, heads, rows, columns] flat
   if (!unpacked.has(map)) {
     const bytes = Uint8Array.from(atob(map.weights), (character) => character.charCodeAt(0));
     unpacked.set(
@@ -21,7 +21,7 @@ let powers = { temperature: null, table: null };
 function powersAt(temperature) {
   // weight ** (1 / temperature) of every possible step
   if (powers.temperature !== temperature) {
-    const table = Float32Array.from({ length: NOTHING + 1 }, (_, step) => Math.exp(-step / STEPS / temperature));
+    const table = Float32Array.from({ length: NOTHING + 1 }, (_, step) => Math.exp(-((step / STEPS) ** 2) / temperature));
     table[NOTHING] = 0;
     powers = { temperature, table };
   }
@@ -34,7 +34,9 @@ function headWeights(map, layer, head, temperature = 1) {
     size = rows * cols,
     start = (layer * heads + head) * size;
   const table = powersAt(temperature);
-  const weights = Float32Array.from(unpack(map).subarray(start, start + size), (step) => table[step]);
+  const weights = new Float32Array(size),
+    steps = unpack(map);
+  for (let at = 0; at < size; at++) weights[at] = table[steps[start + at]];
   if (temperature === 1) return weights;
   for (let row = 0; row < size; row += cols) {
     let sum = 0;
@@ -63,7 +65,7 @@ function chosenWeights(map, { layer, head, temperature }) {
   return combined(
     pick(layer, layers).map((l) =>
       combined(
-        pick(head, heads).map((h) => headWeights(map, l, h, map.softmax ? temperature : 1)),
+        pick(head, heads).map((h) => headWeights(map, l, h, temperature)),
         head,
       ),
     ),
@@ -93,6 +95,12 @@ function merged(weights, rowWords, colWords) {
   return result.map((weight, at) => weight / pieces[Math.floor(at / cols)]);
 }
 
+function heaviestOf(weights) {
+  let most = 1e-9;
+  for (const weight of weights) if (weight > most) most = weight;
+  return most;
+}
+
 /** Entropy of a row in bits. */
 function entropy(weights) {
   let sum = 0,
@@ -115,9 +123,11 @@ function sidesOf(model, hypothesis, kind) {
   return { row: output, col: { ...start, name: "input" } };
 }
 
+const mapOf = (model, hypothesis, kind) => (kind === "encoder" ? model.encoder : hypothesis[kind]);
+
 /** The table drawn: tokens of both sides, weights row by row, their entropies, and the gold links between them. */
 function makeTable(model, hypothesis, choice) {
-  const map = choice.kind === "encoder" ? model.encoder : hypothesis[choice.kind];
+  const map = mapOf(model, hypothesis, choice.kind);
   const { row, col } = sidesOf(model, hypothesis, choice.kind);
   const numbers = (side) => (choice.merged ? side.words : range(side.tokens.length));
   const tokens = (side) => (choice.merged ? joined(side.tokens, side.words) : side.tokens);
@@ -144,7 +154,7 @@ function makeTable(model, hypothesis, choice) {
     entropies: Array.from({ length: rowNumbers.at(-1) + 1 }, (_, r) =>
       entropy(weights.subarray(r * cols, (r + 1) * cols)),
     ),
-    heaviest: weights.reduce((most, weight) => Math.max(most, weight), 1e-9),
+    heaviest: heaviestOf(weights),
     mirrored: isRightToLeft(tokens(col)),
     gold: links(hypothesis.gold),
     possible: links(hypothesis.possible),

@@ -8,17 +8,11 @@ function makeLines(panel) {
   let ends = { col: [], row: [] }; // where strokes meet each token: [x, y]
 
   const across = () => frame.classList.contains("across");
-  function curve(col, row) {
-    const [x0, y0] = ends.col[col],
-      [x1, y1] = ends.row[row];
-    return across()
-      ? `M${x0} ${y0}C${x0} ${(y0 + y1) / 2} ${x1} ${(y0 + y1) / 2} ${x1} ${y1}`
-      : `M${x0} ${y0}C${(x0 + x1) / 2} ${y0} ${(x0 + x1) / 2} ${y1} ${x1} ${y1}`;
-  }
-  const halo = (col, row) => draw("path", { d: curve(col, row), class: "halo" });
+  const between = (col, row) => curve(ends.col[col], ends.row[row], across());
+  const halo = (col, row) => draw("path", { d: between(col, row), class: "halo" });
   const stroke = (col, row) => {
     const { width, opacity } = strokeOf(weightOf(panel.table, row, col), panel.table.heaviest);
-    return draw("path", { d: curve(col, row), "stroke-width": width, "stroke-opacity": opacity });
+    return draw("path", { d: between(col, row), "stroke-width": width, "stroke-opacity": opacity });
   };
 
   function build() {

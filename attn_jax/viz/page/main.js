@@ -15,11 +15,14 @@ for (const name of ["compare", "merged", "gold", "numbers"]) {
 }
 for (const name of ["layer", "head"])
   $(name).addEventListener("change", (event) => choose({ [name]: fit(event.target.value) }));
-$("temperature").addEventListener("input", (event) => choose({ temperature: 2 ** Number(event.target.value) }));
-$("temperature-reset").addEventListener("click", () => {
-  $("temperature").value = 0;
-  choose({ temperature: 1 });
+const heat = () => choose({ temperature: 2 ** Number($("temperature").value) });
+let heating = 0; // a slider moves more often than a screen is drawn
+$("temperature").addEventListener("input", () => {
+  cancelAnimationFrame(heating);
+  heating = requestAnimationFrame(heat);
 });
+$("temperature").addEventListener("change", heat);
+$("temperature-reset").addEventListener("click", () => choose({ temperature: 1 }));
 $("colours").addEventListener("change", (event) => {
   document.documentElement.dataset.colours = event.target.value;
   readRamp();

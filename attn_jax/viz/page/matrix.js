@@ -63,6 +63,7 @@ function makeMatrix(panel) {
   };
 
   function layout() {
+    const { scrollLeft, scrollTop } = frame;
     for (const node of [canvas, sheet]) node.style.width = node.style.height = "0"; // no bars from last time
     family = getComputedStyle(document.body).fontFamily;
     font = 13;
@@ -75,6 +76,7 @@ function makeMatrix(panel) {
     frame.style.height = `${Math.min(grid.height + bar, Math.max(640, Math.round(innerHeight * 0.86)))}px`;
     sheet.style.width = `${Math.max(grid.width, room)}px`;
     sheet.style.height = `${grid.height}px`;
+    frame.scrollTo(scrollLeft, scrollTop);
     const [w, h] = [frame.clientWidth, Math.min(frame.clientHeight, grid.height)],
       ratio = devicePixelRatio || 1;
     Object.assign(canvas, { width: Math.round(w * ratio), height: Math.round(h * ratio) });
@@ -366,8 +368,8 @@ function makeMatrix(panel) {
   });
   return {
     frame,
-    build() {
-      frame.scrollTo(0, 0);
+    build(afresh) {
+      if (afresh) frame.scrollTo(0, 0);
     },
     layout,
     paint: ask,

@@ -203,17 +203,12 @@ function linesScene(panel) {
       return across ? [x, y + (first ? 14 : -14)] : [x + (first ? 8 : -8), y];
     });
   }
-  const curve = (col, row) => {
-    const [[x0, y0], [x1, y1]] = [ends.col[col], ends.row[row]];
-    return across
-      ? `M${x0} ${y0}C${x0} ${(y0 + y1) / 2} ${x1} ${(y0 + y1) / 2} ${x1} ${y1}`
-      : `M${x0} ${y0}C${(x0 + x1) / 2} ${y0} ${(x0 + x1) / 2} ${y1} ${x1} ${y1}`;
-  };
+  const between = (col, row) => curve(ends.col[col], ends.row[row], across);
   const gold = state.gold ? linksOf(table.gold) : [];
-  const halos = gold.map(([col, row]) => ({ d: curve(col, row), stroke: styled("--gold"), width: 11, opacity: 0.34 }));
+  const halos = gold.map(([col, row]) => ({ d: between(col, row), stroke: styled("--gold"), width: 11, opacity: 0.34 }));
   const strokes = heaviestLines(table).map(({ weight, row, col }) => {
     const look = strokeOf(weight, table.heaviest);
-    return { d: curve(col, row), stroke: styled("--accent"), width: Number(look.width), opacity: Number(look.opacity) };
+    return { d: between(col, row), stroke: styled("--accent"), width: Number(look.width), opacity: Number(look.opacity) };
   });
   return { width, height: height + 30, marks: [...halos, ...strokes, ...marks] };
 }
@@ -236,11 +231,13 @@ function sheet(panelsShown) {
 function tableData(panel) {
   // what is drawn, in plain numbers
   const { table } = panel,
-    { text, label, score, log_probs: logProbs, alternatives, gold } = hypothesisOf(panel.number);
+    { name, source } = modelOf(panel.number),
+    { cross, decoder, ...hypothesis } = hypothesisOf(panel.number); // without the packed maps
   const { kind, layer, head, temperature, merged: words } = state;
   return {
-    model: modelOf(panel.number).name,
-    hypothesis: { text, label, score, log_probs: logProbs, alternatives, gold },
+    model: name,
+    source,
+    hypothesis,
     map: { kind, layer, head, temperature, words },
     rows: table.row.tokens,
     columns: table.col.tokens,

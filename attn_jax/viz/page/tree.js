@@ -115,6 +115,7 @@ const treeView = (() => {
     note = $("tree-note"),
     pen = document.createElement("canvas").getContext("2d");
   let laid = null,
+    built = null, // the model whose tree it is
     leaves = [],
     nodesOf = [];
 
@@ -129,8 +130,13 @@ const treeView = (() => {
     return `${shown(node.token)}, step ${node.step + 1}${p}, ${into}`;
   };
 
-  function build() {
-    const model = modelOf(0);
+  function update() {
+    if (modelOf(0) === built) mark(laid?.nodes[document.activeElement?.dataset.node]);
+    else build(modelOf(0)); // only then: a node with the focus keeps it
+  }
+
+  function build(model) {
+    built = model;
     const tree = model.tree ?? treeOfHypotheses(model.hypotheses);
     leaves = tree.leaves;
     const found = model.hypotheses.filter(({ label }) => !label).length;
@@ -174,7 +180,7 @@ const treeView = (() => {
       text,
     );
     if (node.leaf !== null) {
-      const { score } = modelOf(0).hypotheses[node.leaf];
+      const { score } = built.hypotheses[node.leaf];
       const label = `${node.leaf + 1}${score === null ? "" : ` · ${signed(score)}`}`;
       group.append(draw("text", { class: "rank", x: node.x + node.width + 9, y: node.y + 4.5 }, label));
     }
@@ -238,7 +244,7 @@ const treeView = (() => {
     moves[event.key]();
   });
   return {
-    build,
+    update,
     mark,
     frame,
     get laid() {
