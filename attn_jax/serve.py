@@ -28,6 +28,7 @@ from attn_jax.viz.viewer import live_page
 MAX_BODY = 16_384  # [bytes]
 MAX_CHARS = 2_000
 MAX_BEAM = 10
+MAX_TOKENS = 128  # of a sentence: maps of all heads grow with its square
 MAX_PREFIX = 512  # tokens
 MAX_TEMPERATURE = 5.0
 BURST, PER_SECOND = 20, 4.0  # requests at once, and those that come back a second
@@ -138,20 +139,24 @@ class Server(ThreadingHTTPServer):
     ):
         self.translator, self.bucket, self.turn = translator, Bucket(burst, per_second), threading.Lock()
         self.page, self.policy = live_page(title, max_beam=MAX_BEAM, max_chars=MAX_CHARS)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), Handler)
-        self.loopback = _is_loopback(host)
-        self.url = f"http://{host}:{self.server_address[1]}/"
+        self.loopback, self.name = _is_loopback(host), f"[{host}]" if ":" in host else host
+        self.url = f"http://{self.name}:{self.server_address[1]}/"
 
     def answers_to(self, host: str | None) -> bool:
         """Whether a ``Host`` names this server. A name of someone else's, rebound to this address, does not.
 
-        On loopback those are its three names; beyond, any address, which no DNS can rebind, and this machine's name.
+        On loopback those are its own and the usual three; beyond, any address, which no DNS can rebind, and this
+        machine's name. Browsers leave the port 80 out.
         """
         name, _, port = (host or "").rpartition(":")
+        if not name or port.endswith("]"):
+            name, port = host or "", "80"
         if port != str(self.server_address[1]):
             return False
         if self.loopback:
-            return name in ("localhost", "127.0.0.1", "[::1]")
+            return name in (self.name, "localhost", "127.0.0.1", "[::1]")
         return name == socket.gethostname() or _address(name.strip("[]")) is not None
 
     def translate(self, request: Request) -> dict[str, Any]:
@@ -160,6 +165,9 @@ class Server(ThreadingHTTPServer):
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "others are being served; try again")
         try:
             started = time.perf_counter()
+            tokens = len(self.translator.src_vocab.encode(request.sentence))
+            if tokens > MAX_TOKENS:
+                raise ValueError(f"expected a sentence of at most {MAX_TOKENS} tokens, found {tokens}; shorten it")
             data = example_data(attention_of(self.translator, request.sentence, request.config, prefix=request.prefix))
         except ValueError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -113,6 +114,11 @@ def test_refused(server, status, call):
         assert set(json.loads(body)) == {"error"} and headers["Content-Security-Policy"]
 
 
+def test_long_sentences_are_refused(server):
+    status, _, body = ask(server, body=request(sentence="a " * 129))
+    assert status == 400 and "expected a sentence of at most 128 tokens, found 129" in json.loads(body)["error"]
+
+
 def test_how_to_search():
     assert serve.Request("a", 3, 0.0, ()).config == SearchConfig(beam=3, n_best=3)
     assert serve.Request("a", 3, 1.5, ()).config == SearchConfig(sample=True, num_samples=3, temperature=1.5)
@@ -135,6 +141,19 @@ def test_the_names_of_a_server():
         near.loopback = False
         known = [name for name in ("192.168.0.7", "[fd00::1]", "evil.example") if near.answers_to(f"{name}:{port}")]
         assert known == ["192.168.0.7", "[fd00::1]"]
+
+
+def test_the_names_of_other_addresses():
+    translator = make_translator("recurrent")
+    with serve.Server(translator, "127.0.0.2", port=0) as second:
+        port = second.server_address[1]
+        assert second.url == f"http://127.0.0.2:{port}/" and second.answers_to(f"127.0.0.2:{port}")
+        second.server_address = ("127.0.0.2", 80)
+        assert second.answers_to("127.0.0.2") and second.answers_to("[::1]") and not second.answers_to("evil.example")
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with serve.Server(translator, "::1", port=0) as third:
+        assert third.url.startswith("http://[::1]:") and third.answers_to(third.url.split("/")[2])
 
 
 def test_no_more_than_a_burst(server, monkeypatch):

@@ -40,6 +40,11 @@ class Attend:
 
         if self.out.suffix not in (".html", *SUFFIXES):
             raise ValueError(f"{self.out}: expected a name that ends in .html, {', '.join(SUFFIXES)}; rename --out")
+        if self.out.suffix != ".html" and (self.reference or self.gold or self.compare):
+            raise ValueError(
+                f"{self.out}: a picture shows the best hypothesis alone; for --reference, --gold and --compare name an "
+                ".html page"
+            )
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
         config = SearchConfig(beam=self.beam, n_best=self.beam)
@@ -57,9 +62,7 @@ class Attend:
             write_attention_page(self.out, [example], title="Attention")
         else:
             weights = best.weights.mean((0, 1))  # over layers and heads
-            save_figure(
-                plot_attention(weights, example.src_tokens, best.tokens, title=best.text, gold=best.gold), self.out
-            )
+            save_figure(plot_attention(weights, example.src_tokens, best.tokens, title=best.text), self.out)
         print(f"{best.text}\n{self.out}")
 
 

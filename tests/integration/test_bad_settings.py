@@ -277,6 +277,9 @@ def test_pictures_are_refused_before_anything_is_loaded(tmp_path, capsys, monkey
     error = fails(capsys, "attend", tmp_path / "absent", "hello", "--out", tmp_path / "a.gif")
     assert "a.gif: expected a name that ends in .html, " in error and ".png" in error
     assert "expected a sentence" in fails(capsys, "attend", tmp_path / "absent", " ")
+    for option in ("--reference", "--gold", "--compare"):
+        error = fails(capsys, "attend", tmp_path / "absent", "hello", option, "a", "--out", tmp_path / "a.png")
+        assert "a picture shows the best hypothesis alone" in error
 
 
 def test_a_run_without_a_model(text, tmp_path, capsys, monkeypatch):
