@@ -97,6 +97,7 @@ def train_on_text(
       See `run_training`.
     """
     journals.check(out, overwrite=overwrite, resume=resume)
+    journals.check_alone(out)
     journal = journals.Journal(Path(out))
     begun = resume and checkpoints.latest_step(journal.checkpoints) is not None
     base = Translator.load(config.init_from) if config.init_from and not begun else None
@@ -139,35 +140,36 @@ def train_on_text(
     evaluate, too_long = make_evaluation(translator, valid_text, config.data.batching)
     on_event("note", {"text": _describe(batches, src_vocab, tgt_vocab, config.precision, too_long)})
 
-    journals.create(out, overwrite=overwrite, resume=resume)
-    if not resume:
-        journal.write_data(data)
-        _save_vocabularies(journal.vocabulary, src_vocab, tgt_vocab)
-    journal.write_config(config.as_json())
+    with journals.alone(out):
+        journals.create(out, overwrite=overwrite, resume=resume)
+        if not resume:
+            journal.write_data(data)
+            _save_vocabularies(journal.vocabulary, src_vocab, tgt_vocab)
+        journal.write_config(config.as_json())
 
-    def save(params: Any, metrics: Mapping[str, float]) -> None:
-        translator.params = params
-        translator.save(journal.model, card=model_card(config, translator, metrics), overwrite=True)
+        def save(params: Any, metrics: Mapping[str, float]) -> None:
+            translator.params = params
+            translator.save(journal.model, card=model_card(config, translator, metrics), overwrite=True)
 
-    on_event("note", {"text": "compiling: the first step of each shape takes some seconds"})
-    started = time.perf_counter()
-    result = train(
-        model,
-        batches,
-        config.training,
-        journal,
-        evaluate,
-        on_event=on_event,
-        on_best=save,
-        resume=resume,
-        params=base.params if base else None,
-    )
-    save(result.params, result.metrics)
-    minutes = (time.perf_counter() - started) / 60
-    traces = {**result.traces, "search": translator.searches}
-    end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": traces}
-    journal.log(result.step, {**end, **result.metrics})
-    return translator, result
+        on_event("note", {"text": "compiling: the first step of each shape takes some seconds"})
+        started = time.perf_counter()
+        result = train(
+            model,
+            batches,
+            config.training,
+            journal,
+            evaluate,
+            on_event=on_event,
+            on_best=save,
+            resume=resume,
+            params=base.params if base else None,
+        )
+        save(result.params, result.metrics)
+        minutes = (time.perf_counter() - started) / 60
+        traces = {**result.traces, "search": translator.searches}
+        end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": traces}
+        journal.log(result.step, {**end, **result.metrics})
+        return translator, result
 
 
 def _model(config: RunConfig, src_vocab_size: int, tgt_vocab_size: int) -> Any:

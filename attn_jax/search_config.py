@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,6 +50,9 @@ class SearchConfig:
 
     def check(self) -> None:
         """Raises ValueError for numbers out of range, or that do not go together."""
+        for field in dataclasses.fields(self):
+            if field.type == "int" and not hasattr(getattr(self, field.name), "__index__"):
+                raise ValueError(f"{field.name} must be a whole number, found {getattr(self, field.name)!r}")
         if self.sample:
             check_truncation(self.temperature, self.top_k or None, self.top_p, self.min_p)
         else:

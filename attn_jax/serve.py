@@ -275,8 +275,17 @@ def serve(translator: Translator, host: str, port: int, title: str) -> None:
       host: the interface to listen on.
       port: 0 takes a free one.
       title: of the page.
+
+    Raises:
+      ValueError: where it cannot listen.
     """
-    with Server(translator, host, port, title) as server:
+    try:
+        server = Server(translator, host, port, title)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port (0: a free one) or --host"
+        ) from error
+    with server:
         if not server.loopback:
             print(f"attn-jax: warning: {host} can be reached from other machines", file=sys.stderr)
         try:

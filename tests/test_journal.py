@@ -12,7 +12,7 @@ import pytest
 
 from attn_jax.training import journal as journal_module
 from attn_jax.training.environment import PACKAGES, environment, git_revision
-from attn_jax.training.journal import NAMES, RunFolderError, create, format_samples, read_metrics
+from attn_jax.training.journal import NAMES, RunFolderError, alone, check_alone, create, format_samples, read_metrics
 
 
 @pytest.fixture
@@ -108,6 +108,16 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
     with pytest.raises(RunFolderError, match=r"run: nothing can be written in .*; choose another --out, or allow it"):
         create(tmp_path / "runs" / "run")
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_process_trains_in_a_folder(tmp_path):
+    code = f"import attn_jax.training.journal as j, sys; j.check_alone({str(tmp_path / 'run')!r})"
+    with alone(tmp_path / "run"):
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "run: another process trains here; wait until it ends, stop it, or choose another --out" in other.stderr
+    check_alone(tmp_path / "run")
+    check_alone(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_garbled_records(run):

@@ -238,7 +238,7 @@ def test_what_a_wrong_shape_says(rng):
         ({"attention_options": {"normalizer": "hardmax"}}, "normalizer must be one of entmax15, softmax, sparsemax"),
         ({"attention": "multihead", "attention_options": {"num_heads": 5}}, "12 units cannot be shared by 5 heads"),
         ({"attention": "multihead", "attention_options": {"num_heads": "2"}}, "num_heads must be of type int"),
-        ({"attention": "magic"}, "attention must be one of None, additive, concat, dot, general, local, location"),
+        ({"attention": "magic"}, "attention must be one of additive, concat, dot, general, local, location"),
     ],
 )
 def test_config_errors(settings, message):

@@ -114,6 +114,11 @@ def test_refused(server, status, call):
         assert set(json.loads(body)) == {"error"} and headers["Content-Security-Policy"]
 
 
+def test_a_port_that_is_taken(server):
+    with pytest.raises(ValueError, match=r"cannot listen on 127.0.0.1, port \d+ \(Address already in use\); choose"):
+        serve.serve(server.translator, "127.0.0.1", server.server_address[1], "taken")
+
+
 def test_long_sentences_are_refused(server):
     status, _, body = ask(server, body=request(sentence="a " * 129))
     assert status == 400 and "expected a sentence of at most 128 tokens, found 129" in json.loads(body)["error"]

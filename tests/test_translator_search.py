@@ -158,6 +158,7 @@ def test_an_ensemble_shares_its_vocabularies(folders):
         ({"beam": 4, "groups": 3}, "groups must divide beam = 4 and n_best = 1, found 3"),
         ({"coverage_penalty": -1.0}, "coverage_penalty must be at least 0, found -1.0"),
         ({"length_penalty": float("nan")}, "length_penalty must be a finite number, found nan"),
+        ({"beam": 2.5}, "beam must be a whole number, found 2.5"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, found 0"),
         ({"min_len": 0}, "min_len must be at least 1, found 0"),
         ({"max_len": 3, "min_len": 4}, "min_len must be at most max_len = 3, found 4"),

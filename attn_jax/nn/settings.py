@@ -53,7 +53,9 @@ def check_one_of(name: str, value: Any, known: Collection[str | None]) -> None:
     ValueError: cell must be one of gru, lstm, rnn; found 'sru'
     """
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(sorted(map(str, known)))}; found {value!r}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(sorted('none' if k is None else k for k in known))}; found {value!r}"
+        )
 
 
 def check_at_least_one(owner: Any, *names: str) -> None:

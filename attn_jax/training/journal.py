@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from flax.traverse_util import empty_node, flatten_dict
 
 from attn_jax.storage.files import IntegrityError, plain, read_json, write_json
 from attn_jax.training.environment import environment
+
+try:
+    import fcntl
+except ImportError:  # there is none on Windows: two processes in one folder go unnoticed there
+    fcntl = None
 
 CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
     "config.json",
@@ -31,6 +37,7 @@ CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
 )
 CHECKPOINTS, MODEL, VOCABULARY = "checkpoints", "model", "vocabulary"
 NAMES = (CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES, CHECKPOINTS, MODEL, VOCABULARY)
+RUNNING = ".running"
 _HEADER = "== step "
 _REMEDY = "restore the file, or start anew with --overwrite or another --out"
 
@@ -221,6 +228,37 @@ def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> 
             "remove it by hand, or choose another --out"
         )
     return there
+
+
+def check_alone(out: str | Path) -> None:
+    """Whether no other process trains in a run folder; changes nothing.
+
+    Raises:
+      RunFolderError: when one does.
+    """
+    if (Path(out) / RUNNING).exists():
+        with alone(out):
+            pass
+
+
+@contextmanager
+def alone(out: str | Path) -> Iterator[None]:
+    """Keeps other processes from training in a run folder while the block runs; the system ends that with the process.
+
+    Raises:
+      RunFolderError: when another process trains there.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / RUNNING, "a", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(
+                    f"{out}: another process trains here; wait until it ends, stop it, or choose another --out"
+                ) from error
+        yield
 
 
 def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> Journal:

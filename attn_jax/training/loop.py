@@ -95,7 +95,9 @@ class TrainConfig:
 
     def __post_init__(self):
         """Checks every range."""
-        if self.steps < 0 or (self.steps == 0 and self.epochs < 1):
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, found {self.steps}")
+        if self.steps == 0 and self.epochs < 1:
             raise ValueError(f"expected epochs >= 1 or steps >= 1, found {self.epochs} and {self.steps}")
         for name in ("valid_every", "checkpoint_every", "patience", "guided_weight", "guided_until"):
             if not getattr(self, name) >= 0:  # NaN neither

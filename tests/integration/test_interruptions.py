@@ -33,7 +33,7 @@ def begin(args):
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.read("jax_disable_most_optimizations")),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "attn_jax.cli", *args], env=environment, **pipes)
+    return subprocess.Popen([sys.executable, "-m", "attn_jax", *args], env=environment, **pipes)
 
 
 def wait_for(condition, process):
