@@ -54,7 +54,7 @@ class Config:
       bucket_edges: first lengths of the classes that grammar sentences are sorted into.
     """
 
-    seeds: int = 2
+    seeds: int = 3
     embed: int = 64
     hidden: int = 128
     learning_rate: float = 4e-3
@@ -307,13 +307,13 @@ def draw(config: Config, numbers: dict):
 
 
 def verify(numbers: dict) -> None:
-    """The notebook's numbers exactly; attention is at least 20 points ahead at lengths 40 to 50."""
+    """The notebook's numbers exactly; attention is far ahead on long sequences and on long sentences."""
     first, second = (given["retention"] for given in numbers["estimate"]["retention"])
     np.testing.assert_allclose(first, [100, 100, 100, 36.5714, 28.4444], atol=1e-3)
     np.testing.assert_allclose(second, [100, 100, 100, 45.7143, 40], atol=1e-3)
     assert numbers["estimate"]["compression"] == [10, 20, 40, 100, 200]
-    long = numbers["reverse"]["by_range"]["40-50"]
+    long = list(numbers["reverse"]["by_range"].values())[-2]  # the longest that were trained on
     gap = np.min(long["with attention"]) - np.max(long["without attention"])
     assert gap >= 20, f"attention is {gap:.1f} points ahead at lengths 40 to 50"
     bleus = {name: np.mean(found, axis=0) for name, found in numbers["grammar"]["bleu"].items()}
-    assert bleus["with attention"][-1] > bleus["without attention"][-1], bleus
+    assert bleus["with attention"][-1] >= bleus["without attention"][-1] + 5, bleus

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -67,12 +68,22 @@ def load(name: str) -> Any:
     return importlib.import_module(f"experiments.{name}")
 
 
+def compile_quickly() -> None:
+    """Plain kernels and few optimisations, where compilation is most of the time; call it before anything is computed.
+
+    The newer kernels of XLA:CPU take two to three times as long to compile.
+    """
+    if jax.__version_info__[:2] == (0, 10):  # later ones do not know the flag, and XLA ends a process that gives it
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Path) -> Result:
     """Runs an experiment, prints its tables, and writes ``results.json`` and its figures to ``out / name``.
 
     Args:
       name: of the module.
-      arguments: ``--field value`` for fields of its ``Config``.
+      arguments: ``--field value`` for fields of its ``Config``; other settings are not held to the findings.
       quick: starts from ``Config.quick()``; such a run is too short to be held to the findings.
       out: the folder of all results.
     """
@@ -101,7 +112,7 @@ def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Pat
     for table in result.tables:
         console.print(_rich(table))
     console.print(f"{name}: {seconds:.1f} s; {', '.join(str(path) for path in (folder / 'results.json', *figures))}")
-    if not quick:
+    if config == module.Config():
         module.verify(record["numbers"])
     return result
 
@@ -373,6 +384,12 @@ def attention_panels(
     figure.colorbar(mesh, ax=list(axes[0]), shrink=0.6, pad=0.02).set_label("attention weight", fontsize=8)
     figure.draw_without_rendering()  # places the titles above the slanted tick labels; the layout then makes room
     return figure
+
+
+def entropy(weights: np.ndarray) -> np.ndarray:
+    """Entropy in nats of each row; rows that do not sum to 1 (local attention) are normalised first."""
+    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return -(weights * np.log(np.maximum(weights, 1e-30))).sum(-1)
 
 
 def spread(values: Any, digits: int = 3) -> str:

@@ -1,20 +1,17 @@
 """Fixtures for every test file."""
 
-import os
 import tempfile
 
 import jax
 import pytest
 
+from experiments.runner import compile_quickly
 from tests.browser import Browser, find_browser
 
 
 def pytest_configure(config):
     """Keeps compilation short, which is most of the time: plain kernels, few optimisations, one cache for a process."""
-    if jax.__version_info__[:2] == (0, 10):  # later ones do not know the flag, and XLA ends a process that gives it
-        # Read at the first compilation; the newer kernels take two to three times as long to compile.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-    jax.config.update("jax_disable_most_optimizations", True)
+    compile_quickly()
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
