@@ -44,9 +44,7 @@ def main() -> None:
     for name in names:
         try:
             run_experiment(name, rest, quick=options.quick, out=options.out)
-        except (
-            AssertionError
-        ) as error:  # its results are written, and the others still run
+        except AssertionError as error:  # its results are written, and the others still run
             failed.append(f"{name}: {error}")
     if failed:
         raise SystemExit("findings that do not hold:\n" + "\n".join(failed))
