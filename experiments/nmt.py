@@ -188,20 +188,22 @@ def attention_of(model: Seq2Seq, params: Any, batch: Batch) -> jax.Array:
 
 
 def search(translator: Translator, config: Config, corpus: Corpus) -> dict[str, Sequence[float]]:
-    """BLEU, length over true length, log-probability and seconds of every beam and penalty on the same sentences."""
+    """BLEU, length over true length, log-probability and seconds (best of three) of each beam and penalty."""
     src, tgt = (side[: config.searched] for side in sentences(corpus.test))
     words = sum(len(text.split()) for text in tgt)
     names, rows = ("beam", "penalty", "bleu", "length", "log_prob", "seconds"), []
     for beam in config.beams:
         translator(src, beam=beam)  # compiles
         for penalty in PENALTIES:
-            began = time.perf_counter()
-            outputs = [best[0] for best in translator(src, beam=beam, length_penalty=penalty)]
-            seconds = time.perf_counter() - began
+            times = []
+            for _ in range(3):
+                began = time.perf_counter()
+                outputs = [best[0] for best in translator(src, beam=beam, length_penalty=penalty)]
+                times.append(time.perf_counter() - began)
             texts = [output.text for output in outputs]
             length = sum(len(text.split()) for text in texts) / words
             log_prob = float(np.mean([output.log_prob for output in outputs]))
-            rows.append((beam, penalty, bleu(texts, tgt).value, length, log_prob, seconds))
+            rows.append((beam, penalty, bleu(texts, tgt).value, length, log_prob, min(times)))
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
@@ -302,7 +304,7 @@ def tables(config: Config, numbers: dict) -> list[Grid]:
         ),
         Grid(
             "searches (beam 1 is greedy)",
-            ("beam", "length penalty", "BLEU", "length / true length", "log-probability, nats", "seconds"),
+            ("beam", "length penalty", "BLEU", "length / true length", "log-probability, nats", "seconds, best of 3"),
             list(zip(*numbers["search"].values(), strict=True)),
         ),
         Grid(
@@ -343,13 +345,13 @@ def draw_padding(corpus: Corpus, weights: np.ndarray):
 
 
 def draw_exercises(config: Config, numbers: dict):
-    """BLEU, length and seconds against the beam; held-out loss against updates."""
-    figure, axes = new_figure(2, 2, width=4.4, height=3.1)
+    """BLEU, length and seconds against the beam; held-out loss against updates; BLEU and alignment error."""
+    figure, axes = new_figure(2, 3, width=4.2, height=3.1)
     found = {name: np.array(values) for name, values in numbers["search"].items()}
     for ax, name, title, unit in (
         (axes[0, 0], "bleu", "quality of a beam", "BLEU, %"),
         (axes[0, 1], "length", "length bias", "words / words of the reference"),
-        (axes[1, 0], "seconds", f"time of a beam, {config.searched} sentences", "seconds"),
+        (axes[0, 2], "seconds", f"time of a beam, {config.searched} sentences", "seconds"),
     ):
         for penalty, color, style in zip(PENALTIES, COLORS, ("o-", "s--"), strict=False):
             at = found["penalty"] == penalty
@@ -358,11 +360,19 @@ def draw_exercises(config: Config, numbers: dict):
         ax.set_xticks(config.beams)
     axes[0, 1].axhline(1, color="#999999", linestyle=":", linewidth=1)
     for (name, scores), color, style in zip(numbers["exercises"].items(), COLORS, ("-", "--", ":"), strict=False):
-        band(axes[1, 1], scores["steps"], scores["nll"], label=name, color=color, linestyle=style)
-    axes[1, 1].axvline(config.small_steps // 3, color="#999999", linewidth=1)
-    axes[1, 1].set(title="smaller models (line: end of short first)", xlabel="updates", ylabel="held-out nats a token")
+        band(axes[1, 0], scores["steps"], scores["nll"], label=name, color=color, linestyle=style)
+    names = [name.replace(", ", ",\n") for name in numbers["exercises"]]
+    for ax, key, unit in ((axes[1, 1], "bleu", "BLEU, %"), (axes[1, 2], "error_rate", "alignment error, %")):
+        for place, (scores, color) in enumerate(zip(numbers["exercises"].values(), COLORS, strict=False)):
+            ax.bar(place, scores[key].mean(), 0.6, color=color)
+            ax.plot(np.full(len(scores[key]), place), scores[key], "o", color="#22303c", markersize=4)
+        ax.set(title=f"smaller models, {config.small_steps} updates (points: seeds)", xlabel="model", ylabel=unit)
+        ax.set_xticks(range(len(names)), names)
+    axes[1, 0].axvline(config.small_steps // 3, color="#999999", linewidth=1)
+    axes[1, 0].set(title="smaller models (line: end of short first)", xlabel="updates", ylabel="held-out nats a token")
     for ax in axes.flat:
         ax.title.set_fontsize(9)
+    for ax in (*axes[0], axes[1, 0]):
         ax.legend(fontsize=7, frameon=False)
     return figure
 
@@ -374,7 +384,12 @@ def verify(numbers: dict) -> None:
     assert notebook["attention"] == here["attention"] and notebook["output"] == here["output"]
     assert numbers["padding_weight"] == 0
     assert numbers["bleu"] > 50, numbers["bleu"]
+    assert numbers["error_rate"] < 30, numbers["error_rate"]
     found = {name: np.array(values) for name, values in numbers["search"].items()}
     plain = found["penalty"] == 0
-    log_probs, beams = found["log_prob"][plain], found["beam"][plain]
+    beams, log_probs, bleus = (found[name][plain] for name in ("beam", "log_prob", "bleu"))
     assert log_probs[beams > 1].min() >= log_probs[0], "a beam finds nothing less likely than greedy search does"
+    assert bleus.min() >= bleus[0] - 1, bleus
+    assert np.all(abs(found["length"] - 1) < 0.1), found["length"]
+    base, heads, short = (np.mean(numbers["exercises"][name]["bleu"]) for name in (BASE, HEADS, SHORT_FIRST))
+    assert abs(heads - base) < 20 and abs(short - base) < 20, (base, heads, short)

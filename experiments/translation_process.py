@@ -4,11 +4,14 @@ Command: ``python -m experiments translation_process``; the full run is still to
 
 The notebook draws by hand where a translator looks for each French word, and sets it against an encoder-decoder that
 has one vector for all nine. Here the model of ``attn-jax demo`` is trained on the bundled grammar, which never shows it
-this sentence; forced decoding of the notebook's translation says where it looked, and how well the drawing agrees.
+this sentence, with its attention and without any, three times each. Forced decoding of the notebook's translation says
+where the first looked, and how well the drawing agrees; the second has no weights to draw. How well both translate
+this sentence and held-out ones is measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +21,7 @@ from attn_jax import OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator
 from attn_jax.data.batching import BatchConfig
 from attn_jax.demo import DemoConfig
 from attn_jax.metrics import bleu
-from experiments.runner import Grid, Result, attention_panels, grammar_corpus, sentences, train_batches
+from experiments.runner import Corpus, Grid, Result, attention_panels, grammar_corpus, sentences, spread, train_batches
 
 SOURCE = "the quick brown fox jumps over the lazy dog"
 TARGET = "le renard brun rapide saute par-dessus le chien paresseux"
@@ -44,18 +47,19 @@ class Config:
 
     train: int = 48_000
     test: int = 300
-    steps: int = 800
+    steps: int = 500
     batch_tokens: int = 2048
     num_buckets: int = 4
     learning_rate: float = 3e-3
-    seed: int = 1
+    corpus_seed: int = 1
+    seeds: int = 3
     model: dict[str, Any] = field(default_factory=lambda: dict(DemoConfig().model))
 
     @classmethod
     def quick(cls) -> Config:
         """A tiny model and a few updates."""
         model = {**DemoConfig().model, "embed_dim": 8, "encoder_hidden": 8, "decoder_hidden": 8}
-        return cls(train=300, test=4, steps=4, batch_tokens=512, num_buckets=1, model=model)
+        return cls(train=300, test=4, steps=4, batch_tokens=512, num_buckets=1, seeds=1, model=model)
 
 
 def drawn_matrix() -> np.ndarray:
@@ -66,22 +70,40 @@ def drawn_matrix() -> np.ndarray:
     return weights
 
 
-def train(config: Config) -> tuple[Translator, float]:
-    """Trains the demo's model on sentences other than this one; the translator, and its BLEU on held-out sentences."""
-    corpus = grammar_corpus(
+def make_corpus(config: Config) -> Corpus:
+    """Sentences of the grammar, none of which holds this one."""
+    return grammar_corpus(
         config.train,
         config.test,
         batching=BatchConfig(batch_tokens=config.batch_tokens, num_buckets=config.num_buckets),
-        seed=config.seed,
-        keep=lambda pair: " ".join(pair.src[:9]) != SOURCE,
+        seed=config.corpus_seed,
+        keep=lambda pair: SOURCE not in " ".join(pair.src),
     )
+
+
+def train(config: Config, corpus: Corpus, attention: str | None) -> Iterator[Translator]:
+    """The demo's model with an attention or none, trained from each seed."""
     sizes = {"src_vocab_size": len(corpus.src_vocab), "tgt_vocab_size": len(corpus.tgt_vocab)}
-    model = Seq2Seq(Seq2SeqConfig(**sizes, **config.model))
+    model = Seq2Seq(Seq2SeqConfig(**sizes, **{**config.model, "attention": attention}))
     optimizer = OptimizerConfig(learning_rate=config.learning_rate, warmup=150)
-    trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer, seed=config.seed)
-    translator = Translator(model, trained.params, corpus.src_vocab, corpus.tgt_vocab)
+    translator = Translator(model, None, corpus.src_vocab, corpus.tgt_vocab)  # one for all seeds: compiled once
+    for seed in range(config.seeds):
+        trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer, seed=seed)
+        translator.params = trained.params
+        yield translator
+
+
+def measure(translator: Translator, corpus: Corpus) -> dict[str, Any]:
+    """BLEU on held-out sentences; what it makes of this one, and how likely it finds the notebook's translation."""
     src, tgt = sentences(corpus.test)
-    return translator, bleu([found[0].text for found in translator(src, beam=1)], tgt).value
+    forced, found = translator.score([SOURCE], [TARGET])[0], translator([SOURCE, *src], beam=1)
+    texts = [best[0].text for best in found]
+    return {
+        "bleu": bleu(texts[1:], tgt).value,
+        "own_translation": texts[0],
+        "log_prob": float(forced.log_probs.sum()),
+        "attention": forced.attention,
+    }
 
 
 def compare(drawn: np.ndarray, measured: np.ndarray) -> dict[str, float]:
@@ -93,19 +115,25 @@ def compare(drawn: np.ndarray, measured: np.ndarray) -> dict[str, float]:
 
 
 def run(config: Config) -> Result:
-    """Trains, decodes the notebook's translation by force, and sets its attention beside the drawing."""
-    translator, score = train(config)
-    forced = translator.score([SOURCE], [TARGET])[0]
-    source, target, drawn = SOURCE.split(), TARGET.split(), drawn_matrix()
-    measured = np.asarray(forced.attention[: len(target), : len(source)], np.float64)  # without the end of sentence
+    """Trains, decodes the notebook's translation by force, and sets the attention beside the drawing."""
+    corpus, drawn = make_corpus(config), drawn_matrix()
+    source, target = SOURCE.split(), TARGET.split()
+    found = {
+        name: [measure(translator, corpus) for translator in train(config, corpus, attention)]
+        for name, attention in (("with attention", config.model["attention"]), ("without attention", None))
+    }
+    maps = [np.asarray(of["attention"], np.float64)[: len(target)] for of in found["with attention"]]
+    words = [weights[:, : len(source)] for weights in maps]  # without the end of sentence
+    measured, agreed = np.mean(words, axis=0), [compare(drawn, weights) for weights in words]
     numbers = {
-        "bleu": score,
-        **compare(drawn, measured),
+        **{key: [of[key] for of in agreed] for key in agreed[0]},
         "measured": measured,
         "drawn_row_sums": drawn.sum(axis=1),
-        "weight_on_end": forced.attention[: len(target), len(source) :].sum(axis=1),
-        "log_prob": float(forced.log_probs.sum()),
-        "own_translation": translator(SOURCE, beam=1)[0].text,
+        "weight_on_end": np.mean([weights[:, len(source) :].sum(axis=1) for weights in maps], axis=0),
+        "models": {
+            name: {key: [of[key] for of in seeds] for key in ("bleu", "own_translation", "log_prob")}
+            for name, seeds in found.items()
+        },
     }
     rows = [
         (
@@ -114,32 +142,40 @@ def run(config: Config) -> Result:
             float(drawn[index].max()),
             source[measured[index].argmax()],
             float(measured[index].max()),
-            f"all {len(source)} in one",
         )
         for index, word in enumerate(target)
     ]
-    columns = ("step", "human looks at", "drawn", "model looks at", "measured", "without attention")
+    columns = ("step", "human looks at", "drawn", "model looks at", "measured, mean of seeds")
     title = (
-        f"looking back: correlation {numbers['correlation']:.3f} over {drawn.size} cells, "
-        f"same word in {numbers['same_argmax']:.0%} of the rows"
+        f"looking back: correlation {spread(numbers['correlation'])} over {drawn.size} cells and {config.seeds} seeds, "
+        f"same word in {100 * np.mean(numbers['same_argmax']):.0f} % of the rows"
     )
-    return Result(numbers, [Grid(title, columns, rows)], {"look_back.png": draw(numbers, drawn, measured)})
+    compared = [
+        (name, spread(of["bleu"]), spread(of["log_prob"]), f"{of['own_translation'].count(TARGET)} of {config.seeds}")
+        for name, of in numbers["models"].items()
+    ]
+    heads = ("", "BLEU, held out", "log-probability of the translation, nats", "nine words exactly right")
+    tables = [Grid(title, columns, rows), Grid(f"after {config.steps} updates (mean ± sd of seeds)", heads, compared)]
+    return Result(numbers, tables, {"look_back.png": draw(numbers, drawn, measured)})
 
 
 def draw(numbers: dict, drawn: np.ndarray, measured: np.ndarray):
-    """The drawing, the measurement, and the one vector of a model without attention."""
+    """The drawing and the measurement; a model without attention has no weights to draw."""
     source, target = SOURCE.split(), TARGET.split()
     panels = (
         (drawn, f'drawn by hand (the row "{target[LIGHT_ROW]}" sums to {drawn[LIGHT_ROW].sum():.1f})'),
-        (measured, f"measured: a trained model (correlation {numbers['correlation']:.2f})"),
-        (np.full_like(drawn, 1 / len(source)), "no attention: one vector for all nine, no look back"),
+        (measured, f"measured, mean of seeds (correlation {spread(numbers['correlation'])})"),
     )
     return attention_panels([(title, weights, source, target) for weights, title in panels])
 
 
 def verify(numbers: dict) -> None:
-    """The trained model looks where the drawing says; the drawing's one light row is known."""
-    assert numbers["correlation"] > 0.7, numbers["correlation"]
+    """The trained model looks where the drawing says; without attention it translates worse."""
     sums = np.array(numbers["drawn_row_sums"])
     np.testing.assert_allclose(np.delete(sums, LIGHT_ROW), 1, atol=1e-6)
     assert abs(sums[LIGHT_ROW] - 0.9) < 1e-6
+    assert np.min(numbers["correlation"]) > 0.7, numbers["correlation"]
+    assert np.mean(numbers["same_argmax"]) > 0.7, numbers["same_argmax"]
+    attends, fixed = (numbers["models"][name] for name in ("with attention", "without attention"))
+    assert np.min(attends["bleu"]) > np.max(fixed["bleu"]), (attends["bleu"], fixed["bleu"])
+    assert np.mean(attends["log_prob"]) > np.mean(fixed["log_prob"]), (attends["log_prob"], fixed["log_prob"])

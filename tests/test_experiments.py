@@ -24,7 +24,7 @@ from experiments import (
     tutorial_translation,
 )
 from experiments.__main__ import NAMES, main
-from experiments.runner import align_error, fit, grammar_corpus, load, plain, run_experiment, spread
+from experiments.runner import align_error, entropy, fit, grammar_corpus, load, plain, run_experiment, spread
 
 FOLDER = Path(birnn.__file__).parent
 INSTANT = ("qkv_walkthrough", "scaled_dot_product", "temperature")
@@ -119,7 +119,7 @@ def test_yardsticks_of_a_diagonal_pair():
 
 
 def test_entropy_counts_what_sums_to_one():
-    assert compare_attention.entropy(np.array([0.25, 0.25])) == pytest.approx(np.log(2))
+    assert entropy(np.array([0.25, 0.25])) == pytest.approx(np.log(2))
 
 
 def test_where_the_tutorial_looks():
