@@ -1,6 +1,8 @@
 """RNN, GRU, LSTM and bidirectional LSTM: parameters, inference time and memory, all measured.
 
-Command: ``python -m experiments benchmark_models``; the full run is still to be done.
+Command: ``python -m experiments benchmark_models``; 23 seconds. At (64, 30, 256) -> 256 the executables take 8.1 MiB
+(RNN), 18.4 (GRU), 22.8 (LSTM) and 36.1 (bidirectional LSTM). Times are worth quoting from a machine that does nothing
+else: that run is still missing.
 
 The notebook's chart types in its parameters, and invents its times and memory. Its 5,504 and 11,008 are not what
 PyTorch has (5,632 and 11,264): PyTorch adds two biases to each gate, where one is enough, and with one they are 5,504
@@ -185,7 +187,7 @@ def draw(of: Mapping[str, Any]):
 
 
 def verify(numbers: dict) -> None:
-    """Parameters are exact; more gates cost more time and memory at a real size, two directions twice as many."""
+    """Parameters are exact; more gates cost more time and memory at a real size, two directions more than one."""
     for of in numbers.values():
         for name, found in of["layers"].items():
             assert found["parameters"] == found["parameters_by_formula"], (name, found)
@@ -194,6 +196,7 @@ def verify(numbers: dict) -> None:
     assert {name: found["parameters_torch"] for name, found in small.items()} == TORCH
     assert [small[name]["parameters"] for name in MODELS] == [1_376, 4_160, 5_504, 11_008]
     assert real["LSTM"]["ms"]["min"] > real["RNN"]["ms"]["min"], real
-    assert real["bidirectional LSTM"]["ms"]["min"] > real["RNN"]["ms"]["min"], real
+    assert real["GRU"]["ms"]["min"] > real["RNN"]["ms"]["min"], real
+    assert real["bidirectional LSTM"]["ms"]["min"] > 1.3 * real["LSTM"]["ms"]["min"], real
     memory = {name: found["memory_kib"]["all"] for name, found in real.items()}
     assert memory["RNN"] < memory["GRU"] < memory["LSTM"] < memory["bidirectional LSTM"], memory

@@ -1,6 +1,6 @@
 """Eight attention mechanisms in the same decoder: parameters, sharpness, accuracy, alignment error and step time.
 
-Command: ``python -m experiments compare_attention``; the full run is still to be done.
+Command: ``python -m experiments compare_attention``; not run in full yet.
 
 Every mechanism is trained from the same three seeds on the same sentences of the bundled grammar, whose gold alignments
 are known. The held-out pairs are looked at once, after the last step: nothing is chosen by them. The notebook compares
@@ -295,7 +295,7 @@ def draw(numbers: Mapping[str, Any], config: Config):
     for ax in (size, speed):
         ax.margins(x=0.2)
     for ax in axes[0]:
-        ax.set_yticks(places, names if ax is quality else [])
+        ax.set_yticks(*((places, names) if ax is quality else ([],)))
         ax.invert_yaxis()
         ax.title.set_fontsize(9)
         ax.xaxis.label.set_fontsize(8)

@@ -1,6 +1,6 @@
 """One vector for a whole sentence: the notebook's estimate of what it loses, and what it costs a trained model.
 
-Command: ``python -m experiments information_bottleneck``; the full run is still to be done.
+Command: ``python -m experiments information_bottleneck``; not run in full yet.
 
 The notebook counts made-up units of information against a context of 256 units; no model is trained. That estimate is
 here as three small functions. Beside it stands the measurement: one recurrent encoder-decoder whose context is 256

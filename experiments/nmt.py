@@ -1,6 +1,6 @@
 """The translator of two bidirectional LSTM layers, trained: its alignments, its searches, and three exercises.
 
-Command: ``python -m experiments nmt``; the full run is still to be done.
+Command: ``python -m experiments nmt``; not run in full yet.
 
 The notebook's translator has random weights, attends to padding, and hands its decoder a state of the wrong shape. Here
 it has masks and a bridge, and is trained on sentences of the bundled grammar with at most ten words. The exercises:

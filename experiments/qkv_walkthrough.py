@@ -1,4 +1,4 @@
-"""Query, key and value by hand: one query over three keys, every number of the way written out.
+"""Query, key and value by hand: one query over three keys, every product and exponential written out.
 
 Command: ``python -m experiments qkv_walkthrough``; a second. Scores 0.9, 0.55, 0.95 (not scaled), weights 0.36285,
 0.25570, 0.38145, context 0.65916, 0.34084: as in the notebook.
@@ -13,6 +13,8 @@ import numpy as np
 
 from attn_jax.functional import attend, dot_scores
 from experiments.runner import COLORS, Grid, Result, new_figure
+
+COLUMNS = ("", "key = value", "q . k", "score", "exp(score)", "weight: exp / sum", "weight x value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,21 @@ def run(config: Config) -> Result:
     scores, weights, context = (np.asarray(x[0, 0], np.float64) for x in (scores, weights, context))
     names = [f"key {index + 1}" for index in range(len(config.keys))]
     rows = [
-        (name, str(key), float(score), f"{weight:.5f}", str(np.round(weight * np.array(key), 5).tolist()))
+        (
+            name,
+            str(key),
+            " + ".join(f"{q:g} x {k:g}" for q, k in zip(config.query, key, strict=True)),
+            float(score),
+            f"{np.exp(score):.5f}",
+            f"{weight:.5f}",
+            str(np.round(weight * np.array(key), 5).tolist()),
+        )
         for name, key, score, weight in zip(names, config.keys, scores, weights, strict=True)
     ]
-    rows.append(("context", "", "", f"{weights.sum():.5f}", str(np.round(context, 5).tolist())))
-    table = Grid(f"query {config.query}", ("", "key = value", "score q . k", "weight", "weight x value"), rows)
+    rows.append(
+        ("sum", "", "", "", f"{np.exp(scores).sum():.5f}", f"{weights.sum():.5f}", str(np.round(context, 5).tolist()))
+    )
+    table = Grid(f"query {config.query}", COLUMNS, rows)
     numbers = {"scores": scores, "weights": weights, "context": context}
     return Result(numbers, [table], {"walkthrough.png": draw(config, numbers, names)})
 
@@ -67,6 +79,8 @@ def draw(config: Config, numbers: dict, names: list[str]):
     bars = context.bar(features, numbers["context"], color="#555555")
     context.bar_label(bars, fmt="%.3f", fontsize=8)
     context.set_title("4  context: their sum", fontsize=9)
+    for ax, name in ((scores, "key"), (weights, "key"), (values, "feature"), (context, "feature")):
+        ax.set_xlabel(name, fontsize=8)
     for ax in (values, context):
         ax.set_ylabel("value", fontsize=8)
         ax.set_ylim(0, 0.8)
@@ -75,6 +89,6 @@ def draw(config: Config, numbers: dict, names: list[str]):
 
 def verify(numbers: dict) -> None:
     """The notebook's numbers, to five digits."""
-    np.testing.assert_allclose(numbers["scores"], [0.9, 0.55, 0.95], atol=1e-5)
-    np.testing.assert_allclose(numbers["weights"], [0.36285, 0.25570, 0.38145], atol=1e-5)
-    np.testing.assert_allclose(numbers["context"], [0.65916, 0.34084], atol=1e-5)
+    np.testing.assert_allclose(numbers["scores"], [0.9, 0.55, 0.95], atol=5e-6)
+    np.testing.assert_allclose(numbers["weights"], [0.36285, 0.25570, 0.38145], atol=5e-6)
+    np.testing.assert_allclose(numbers["context"], [0.65916, 0.34084], atol=5e-6)

@@ -22,7 +22,7 @@ from attn_jax.functional import (
     padding_mask,
     scaled_dot_scores,
 )
-from experiments.runner import Grid, Result, attention_panels, new_figure
+from experiments.runner import Grid, Result, attention_panels, entropy, new_figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,26 @@ def run(config: Config) -> Result:
     padding, look_ahead = padding_mask(jnp.array(lengths), longest), causal_mask(longest)
     combined = combine_masks(expand_mask(padding), look_ahead)
 
+    batch = jax.random.normal(jax.random.key(config.seed + 1), (len(lengths), longest, config.width))
+    masked = {
+        name: attend(scaled_dot_scores(batch, batch), batch, mask)[1]
+        for name, mask in (("padding", expand_mask(padding)), ("look-ahead", look_ahead), ("combined", combined))
+    }
     rows = [
-        ("scaled by 1 / sqrt(width)", float(weights.max(-1).mean()), _entropy(weights)),
-        ("unscaled", float(unscaled.max(-1).mean()), _entropy(unscaled)),
-        ("scaled, look-ahead mask", float(causal.max(-1).mean()), _entropy(causal)),
+        ("scaled by 1 / sqrt(width)", float(weights.max(-1).mean()), float(entropy(np.asarray(weights)).mean())),
+        ("unscaled", float(unscaled.max(-1).mean()), float(entropy(np.asarray(unscaled)).mean())),
+        ("scaled, look-ahead mask", float(causal.max(-1).mean()), float(entropy(np.asarray(causal)).mean())),
     ]
     table = Grid("self-attention on random tokens", ("", "mean of the row maxima", "mean entropy, nats"), rows)
     numbers = {
         "context_shape": context.shape,
         "row_sums": weights[0].sum(-1),
-        "largest_masked_weight": jnp.where(look_ahead, 0, causal[0]).max(),
-        "max_weight": {"scaled": rows[0][1], "unscaled": rows[1][1]},
+        "largest_masked_weight": {
+            "padding": jnp.where(expand_mask(padding), 0, masked["padding"]).max(),
+            "look-ahead": jnp.where(look_ahead, 0, masked["look-ahead"]).max(),
+            "combined": jnp.where(combined, 0, masked["combined"]).max(),
+        },
+        "max_weight": {"scaled": rows[0][1], "unscaled": rows[1][1], "look-ahead": rows[2][1]},
         "padded": padded,
         "padding_mask": padding.astype(int),
         "look_ahead_mask": look_ahead.astype(int),
@@ -78,10 +87,6 @@ def run(config: Config) -> Result:
         "masks.png": draw_masks(padded, padding, look_ahead, combined),
     }
     return Result(numbers, [table], figures)
-
-
-def _entropy(weights: jax.Array) -> float:
-    return float(-jnp.sum(weights * jnp.log(jnp.where(weights > 0, weights, 1)), axis=-1).mean())
 
 
 def draw_masks(padded: np.ndarray, padding: jax.Array, look_ahead: jax.Array, combined: jax.Array):
@@ -115,6 +120,7 @@ def draw_masks(padded: np.ndarray, padding: jax.Array, look_ahead: jax.Array, co
 def verify(numbers: dict) -> None:
     """Rows sum to 1, masked weights are exactly 0, and the scale flattens."""
     np.testing.assert_allclose(numbers["row_sums"], 1, atol=1e-5)
-    assert numbers["largest_masked_weight"] == 0
+    assert numbers["largest_masked_weight"] == {"padding": 0, "look-ahead": 0, "combined": 0}
+    assert numbers["padded"] == [[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [9, 10, 0, 0, 0], [11, 12, 13, 14, 0]]
     assert numbers["max_weight"]["scaled"] < numbers["max_weight"]["unscaled"]
     assert numbers["allowed"] == {"padding": 14, "combined": [12, 15, 9, 14]}

@@ -6,6 +6,9 @@ was always fed, 0.46 to 0.54 under the four decays, and 0.26 if it never was. Ye
 always, 42 to 45 % for the decays and 40 % for never: at this budget the exposure bias costs less than learning slowly.
 On training pairs all are above 90 %, and the gaps are 0.07 and below.
 
+At the notebook's 50 epochs always feeding the truth is not ahead yet: held-out free-running accuracy 36 %, never 38 %,
+the decays 34 to 36 %. The runs that feed themselves overfit afterwards.
+
 The notebook feeds the source where the target belongs, throws one coin a step for the whole batch, and draws its curves
 from a formula. Here the decoder is fed the target, each token has its own coin, and every curve is measured: the loss
 fed true tokens, the loss fed its own (free-running), and the gap between them, the exposure bias.
@@ -42,14 +45,18 @@ NOTEBOOK_SCHEDULES = {
     "never": (0, 0, 0, 0, 0),
     "linear": (1, 0.75, 0.5, 0.25, 0.01),
     "exponential": (1, 0.467, 0.218, 0.102, 0.049),
-    "inverse sigmoid": (0.909, 0.451, 0.063, 0.0055, 0.0005),
-    "cosine": (1, 0.854, 0.5, 0.146, 0.0002),
+    "inverse sigmoid": (0.909, 0.451, 0.063, 0.0055, 0.00050),
+    "cosine": (1, 0.854, 0.5, 0.146, 0.00025),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The notebook's data and model: 500 reversals of 8 symbols out of 20, an LSTM of 64 units without attention."""
+    """The notebook's data: 500 reversals of 8 symbols out of 20; an LSTM of 64 units without attention.
+
+    Unlike the notebook: 200 epochs instead of 50, learned embeddings instead of one-hot symbols, and the samples that
+    do not fill a last batch of 32 wait for another epoch.
+    """
 
     train: int = 500
     test: int = 200
@@ -209,4 +216,4 @@ def verify(numbers: dict) -> None:
     assert gap["always"] > 1.5 * max(gap[name] for name in others) and gap["never"] == min(gap.values()), gap
     assert accuracy["always"] > max(accuracy[name] for name in others) + 0.1, accuracy
     for name, values in NOTEBOOK_SCHEDULES.items():
-        np.testing.assert_allclose(numbers["notebook_schedules"][name], values, atol=6e-4, err_msg=name)
+        np.testing.assert_allclose(numbers["notebook_schedules"][name], values, rtol=0.015, atol=1e-6, err_msg=name)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from attn_jax.functional import attend, softmax
-from experiments.runner import COLORS, Grid, Result, new_figure
+from experiments.runner import COLORS, Grid, Result, entropy, new_figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def run(config: Config) -> Result:
             {
                 "temperature": temperature,
                 "weights": weights,
-                "entropy": float(-(weights * np.log(weights)).sum()),
+                "entropy": float(entropy(np.asarray(weights))),
                 "context": context,
                 "distance_to_mean": float(np.linalg.norm(context - mean)),
             }

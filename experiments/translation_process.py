@@ -1,6 +1,6 @@
 """How a human translates, and how a trained model does: nine words, and where each looked for every one of them.
 
-Command: ``python -m experiments translation_process``; the full run is still to be done.
+Command: ``python -m experiments translation_process``; not run in full yet.
 
 The notebook draws by hand where a translator looks for each French word, and sets it against an encoder-decoder that
 has one vector for all nine. Here the model of ``attn-jax demo`` is trained on the bundled grammar, which never shows it

@@ -1,6 +1,8 @@
 """The experiments: each runs in seconds, those that are instant hold their findings, and what is counted is exact."""
 
+import ast
 import copy
+import inspect
 import json
 import re
 from pathlib import Path
@@ -52,7 +54,7 @@ def test_estimates_of_the_notebook():
 def test_schedules_of_the_notebook():
     strategies = teacher_forcing.strategies(100)
     for name, values in teacher_forcing.NOTEBOOK_SCHEDULES.items():
-        np.testing.assert_allclose(strategies[name](np.array(teacher_forcing.POINTS)), values, atol=6e-4)
+        np.testing.assert_allclose(strategies[name](np.array(teacher_forcing.POINTS)), values, rtol=0.015, atol=1e-6)
 
 
 def test_drawing_of_the_notebook_has_one_light_row():
@@ -184,6 +186,7 @@ def test_the_readme_names_what_exists():
     files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "__main__", "runner"}
     assert files == set(NAMES)
     assert all(f"| `{name}` |" in readme and f"`{name}.py`" in readme for name in NAMES)
+    assert "..." not in readme and not any("to be done" in load(name).__doc__ for name in NAMES)
     tests = set(re.findall(r"`(test_\w+)(?:\[NAME\])?`", readme))
     assert tests and tests <= set(globals())
 
@@ -199,9 +202,36 @@ def test_quick_run(name, tmp_path):
     for file, figure in result.figures.items():
         assert (tmp_path / name / file).stat().st_size > 5000
         drawn = [ax for ax in figure.axes if ax.has_data() and not hasattr(ax, "_colorbar")]
-        titled = [any(ax.get_title(side) for side in ("left", "center")) or figure.get_suptitle() for ax in drawn]
-        assert drawn and all(titled), f"{file} needs titles"
-        assert all(ax.get_xlabel() or ax.get_xticklabels() for ax in drawn), f"{file} needs labels"
+        titled = [any(ax.get_title(side) for side in ("left", "center")) for ax in drawn]
+        assert drawn and (all(titled) or (name == "tutorial_translation" and figure.get_suptitle())), f"{file} titles"
+        named = [(ax.get_xlabel() or words(ax.xaxis)) and (ax.get_ylabel() or words(ax.yaxis)) for ax in drawn]
+        assert all(named), f"{file} needs names of axes"
+    verify_to_the_end(load(name), found["numbers"])
+
+
+def words(axis):
+    """Whether the ticks of an axis are named, or there are none."""
+    return not len(axis.get_ticklocs()) or any(re.search("[a-z]", text.get_text()) for text in axis.get_ticklabels())
+
+
+class Forgiving(ast.NodeTransformer):
+    """Goes on after an assertion that fails."""
+
+    def visit_Assert(self, node):
+        handler = ast.ExceptHandler(ast.Name("AssertionError", ast.Load()), None, [ast.Pass()])
+        return ast.Try([node], [handler], [], [])
+
+    visit_Expr = visit_Assert
+
+
+def verify_to_the_end(module, numbers):
+    """Runs every line of ``verify`` on the numbers of a quick run: they need not hold, but have every name."""
+    if module is compare_attention:
+        numbers["mechanisms"] = dict.fromkeys(compare_attention.MECHANISMS, *numbers["mechanisms"].values())
+    tree = Forgiving().visit(ast.parse(inspect.getsource(module.verify)))
+    scope = dict(vars(module))
+    exec(compile(ast.fix_missing_locations(tree), module.__file__, "exec"), scope)
+    scope["verify"](numbers)
 
 
 @pytest.fixture(scope="module", params=INSTANT)
