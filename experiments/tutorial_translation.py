@@ -67,11 +67,12 @@ class Config:
     epochs: int = 400
     seeds: int = 5
     every: int = 50
+    ablations: bool = True
 
     @classmethod
     def quick(cls) -> Config:
         """Two seeds, smaller and shorter."""
-        return cls(hidden=16, epochs=4, seeds=2, every=2)
+        return cls(hidden=16, epochs=4, seeds=2, every=2, ablations=False)
 
 
 def models(config: Config, src: int, tgt: int) -> dict[str, Seq2Seq]:
@@ -170,7 +171,9 @@ def run(config: Config) -> Result:
             "parameters": parts(one_seed(found.params)),
             **looks(forced, batch),
         }
+    found = ablate(config, len(src_vocab), len(tgt_vocab), batch, tgt_vocab) if config.ablations else {}
     tables = [
+        Grid("without what attention needs", ("", "mean over seeds"), list(found.items())),
         Grid(
             f"after {config.epochs} epochs, {config.seeds} seeds",
             ("attention", "loss, nats a token", "exactly right", "entropy, nats", "on the word's own source word, %"),
@@ -206,7 +209,36 @@ def run(config: Config) -> Result:
         )
         for name, outputs in maps.items()
     }
-    return Result(numbers, tables, figures)
+    return Result({**numbers, "ablations": found}, tables, figures)
+
+
+def ablate(config: Config, src: int, tgt: int, batch: Batch, vocabulary: WordVocabulary) -> dict[str, float]:
+    """How many pairs a model without attention learns, and what location attention gives to padding unless masked."""
+    options = {
+        "src_vocab_size": src,
+        "tgt_vocab_size": tgt,
+        "embed_dim": config.hidden,
+        "encoder_hidden": config.hidden,
+    }
+    options |= {"decoder_hidden": config.hidden, "decoder_cell": "gru", "bidirectional": False, "attention": None}
+    blind = Seq2Seq(Seq2SeqConfig(**options, input_feeding=False, readout="state", bridge="copy"))
+    outputs = apply_seeds(partial(translate, blind), train(config, blind, batch).params, batch)
+    truth = [vocabulary.decode(ids.tolist()) for ids in batch.tgt]
+    right = [
+        sum(vocabulary.decode(ids[0].tolist()) == text for ids, text in zip(seed, truth, strict=True))
+        for seed in outputs.tokens
+    ]
+    slots = np.pad(batch.src, ((0, 0), (0, config.max_length - batch.src.shape[1])))
+    unmasked = Batch(src=slots, src_mask=np.ones(slots.shape, bool), tgt=batch.tgt, tgt_mask=batch.tgt_mask)
+    model = models(config, src, tgt)["location"]
+    weights = apply_seeds(
+        lambda params: model.apply({"params": params}, unmasked)[1], train(config, model, unmasked).params
+    )
+    on_padding = np.where((slots == PAD_ID)[:, None], weights, 0).sum(-1)  # [seeds, pairs, tgt_len]
+    return {
+        "pairs right without attention, of 5": float(np.mean(right)),
+        "weight of unmasked location attention on padding": float(on_padding[:, batch.tgt_mask].mean()),
+    }
 
 
 def looks(weights: np.ndarray, batch: Batch) -> dict[str, Any]:
