@@ -369,6 +369,7 @@ def attention_panels(
       queries: name of the axis of targets.
     """
     figure, axes = new_figure(1, len(panels), width=4.4, height=4.0)
+    figure.get_layout_engine().set(h_pad=0.12)  # else the titles touch the edge
     for ax, (title, weights, source, target) in zip(axes[0], panels, strict=True):
         plot_attention(weights, source, target, ax=ax)
         mesh = ax.collections[0]
