@@ -5,12 +5,13 @@ import tempfile
 import jax
 import pytest
 
-from experiments.runner import compile_quickly
 from tests.browser import Browser, find_browser
 
 
 def pytest_configure(config):
     """Keeps compilation short, which is most of the time: plain kernels, few optimisations, one cache for a process."""
+    from experiments.runner import compile_quickly  # not before: annotations are checked in what is imported later
+
     compile_quickly()
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
