@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -159,20 +160,30 @@ class Server(ThreadingHTTPServer):
             return name in (self.name, "localhost", "127.0.0.1", "[::1]")
         return name == socket.gethostname() or _address(name.strip("[]")) is not None
 
-    def translate(self, request: Request) -> dict[str, Any]:
-        """The answer to a request, once it is its turn."""
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Waits until nobody else is served.
+
+        Raises:
+          Refused: after `PATIENCE`.
+        """
         if not self.turn.acquire(timeout=PATIENCE):
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "others are being served; try again")
         try:
-            started = time.perf_counter()
+            yield
+        finally:
+            self.turn.release()
+
+    def translate(self, request: Request) -> dict[str, Any]:
+        """The answer to a request."""
+        started = time.perf_counter()
+        try:
             tokens = len(self.translator.src_vocab.encode(request.sentence))
             if tokens > MAX_TOKENS:
                 raise ValueError(f"expected a sentence of at most {MAX_TOKENS} tokens, found {tokens}; shorten it")
             data = example_data(attention_of(self.translator, request.sentence, request.config, prefix=request.prefix))
         except ValueError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
-        finally:
-            self.turn.release()
         return {"example": data, "seconds": round(time.perf_counter() - started, 3)}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -239,7 +250,13 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.bucket.take():
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests; wait a moment")
         request = parse_request(self.rfile.read(int(length)))
-        self.reply(HTTPStatus.OK, "application/json", json.dumps(self.server.translate(request)).encode())
+        with self.server.in_turn():  # the reply too: Ctrl-C waits for the turn, and cuts nothing
+            self.reply(HTTPStatus.OK, "application/json", json.dumps(self.server.translate(request)).encode())
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses (a method that no route has, a line that is no HTTP), told as all else."""
+        self.close_connection = True
+        self.tell(HTTPStatus(code), message or HTTPStatus(code).phrase)
 
     def tell(self, status: HTTPStatus, reason: str) -> None:
         """Replies with a reason in JSON."""
@@ -260,8 +277,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             self.send_header("Retry-After", str(math.ceil(1 / self.server.bucket.per_second)))
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", self.routes[self.path])
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing is logged: what people type is theirs."""
@@ -292,7 +312,7 @@ def serve(translator: Translator, host: str, port: int, title: str) -> None:
             print(f"{server.url}  (Ctrl-C stops it)", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:
-            server.turn.acquire(timeout=TIMEOUT)  # the translation in hand is finished first
+            server.turn.acquire(timeout=PATIENCE)  # the translation in hand is finished first
             print("\nstopped")
 
 

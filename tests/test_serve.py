@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -110,8 +111,8 @@ def test_a_translation_and_a_forced_word(server):
 def test_refused(server, status, call):
     found, headers, body = ask(server, **call)
     assert found == status
-    if status != 501:
-        assert set(json.loads(body)) == {"error"} and headers["Content-Security-Policy"]
+    assert set(json.loads(body)) == {"error"} and headers["Content-Security-Policy"]
+    assert headers["Allow"] == ({"GET": "POST", "POST": "GET"}[call.get("method", "POST")] if status == 405 else None)
 
 
 def test_a_port_that_is_taken(server):
@@ -168,8 +169,34 @@ def test_no_more_than_a_burst(server, monkeypatch):
     assert ask(server, "GET", "/")[0] == 200
 
 
+def test_no_http(server):
+    with socket.create_connection(server.server_address, timeout=60) as connection:
+        connection.sendall(b"GET / HTTP/9.9\r\n\r\n")
+        said = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert json.loads(said.split(b"\r\n\r\n")[-1]).keys() == {"error"}
+    status, headers, body = ask(server, "HEAD", "/")
+    assert (status, body) == (501, b"") and headers["Content-Type"].startswith("application/json")
+
+
 def test_one_at_a_time(server, monkeypatch):
     """Requests that come together are translated one after the other; one that waits too long is told so."""
+    inside, most = [], []
+
+    def attention_of(*args, **kwargs):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        raise ValueError("seen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(serve, "attention_of", attention_of)
+        threads = [threading.Thread(target=ask, args=(server,), kwargs={"body": request()}) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1] * 5
     monkeypatch.setattr(serve, "PATIENCE", 0.05)
     with server.turn:
         assert ask(server, body=request())[0] == 503
@@ -200,6 +227,8 @@ def test_in_the_browser(server, browser):
     browser.click("document.querySelector('.force')")
     browser.until("hypothesisOf(0).forced === 2 && !document.getElementById('ask').hasAttribute('aria-busy')")
     assert browser.js("hypothesisOf(0).tokens[1]") == word
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    assert browser.js("document.documentElement.scrollWidth") == 390  # a phone, form and given words and all
     assert browser.js("Array.from(document.querySelectorAll('.given'), node => node.textContent)[1]") == word
     assert browser.js("document.querySelector('.pinned').textContent") == word
     browser.click("document.getElementById('given')")
@@ -222,3 +251,31 @@ def test_loopback_and_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said, error) == (0, "\nstopped\n", "")
+
+
+def test_ctrl_c_within_a_translation(server, monkeypatch, capsys):
+    """The translation in hand reaches whoever asked for it."""
+    before, translate, answers, asking = signal.getsignal(signal.SIGINT), serve.attention_of, [], []
+
+    def attention_of(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return translate(*args, **kwargs)
+
+    class Asked(serve.Server):
+        def __init__(self, *args):
+            super().__init__(*args)
+            asking.append(threading.Thread(target=lambda: answers.append(ask(self, body=request()))))
+            asking[0].start()
+
+    monkeypatch.setattr(serve, "attention_of", attention_of)
+    monkeypatch.setattr(serve, "Server", Asked)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        serve.serve(server.translator, "127.0.0.1", 0, "short")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    asking[0].join()
+    assert capsys.readouterr().out.endswith("stopped\n")
+    ((status, _, body),) = answers
+    assert status == 200 and json.loads(body)["example"]["text"] == SENTENCE

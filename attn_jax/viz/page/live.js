@@ -7,6 +7,7 @@ const live = (() => {
   let asked = null; // the request that the page shows
 
   async function translate(request) {
+    if (form.hasAttribute("aria-busy")) return false; // Enter, or another word, before the answer
     form.setAttribute("aria-busy", "true");
     for (const node of form.querySelectorAll("button")) node.disabled = true;
     status.textContent = "Translating …";
