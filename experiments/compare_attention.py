@@ -67,12 +67,12 @@ class Config:
     mechanisms: tuple[str, ...] = tuple(MECHANISMS)
     train: int = 24_000
     held_out: int = 300
-    steps: int = 400
+    steps: int = 1200
     batch_tokens: int = 1024
     buckets: int = 2
     embed: int = 64
     hidden: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     warm_ups: int = 3
     timed_steps: int = 20
     corpus_seed: int = 1

@@ -1,6 +1,8 @@
 """One vector for a whole sentence: the notebook's estimate of what it loses, and what it costs a trained model.
 
-Command: ``python -m experiments information_bottleneck``; not run in full yet.
+Command: ``python -m experiments information_bottleneck``; 10 minutes on one core. Three seeds. Reversing 40 to 50
+symbols, the longest of the training: 99.6 % in their place with attention, 12.8 % without (5 % is chance); 51 to 100:
+69 and 8 %. Sentences of 18 to 25 words: BLEU 37.8 and 3.5, of 3 to 5 words 46.7 and 17.4 (both models trained briefly).
 
 The notebook counts made-up units of information against a context of 256 units; no model is trained. That estimate is
 here as three small functions. Beside it stands the measurement: one recurrent encoder-decoder whose context is 256
@@ -314,6 +316,6 @@ def verify(numbers: dict) -> None:
     assert numbers["estimate"]["compression"] == [10, 20, 40, 100, 200]
     long = list(numbers["reverse"]["by_range"].values())[-2]  # the longest that were trained on
     gap = np.min(long["with attention"]) - np.max(long["without attention"])
-    assert gap >= 20, f"attention is {gap:.1f} points ahead at lengths 40 to 50"
+    assert gap >= 60, f"attention is {gap:.1f} points ahead at lengths 40 to 50"
     bleus = {name: np.mean(found, axis=0) for name, found in numbers["grammar"]["bleu"].items()}
-    assert bleus["with attention"][-1] >= bleus["without attention"][-1] + 5, bleus
+    assert bleus["with attention"][-1] >= bleus["without attention"][-1] + 20, bleus

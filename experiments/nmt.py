@@ -93,14 +93,15 @@ class Config:
     embed: int = 100
     hidden: int = 256
     layers: int = 2
-    steps: int = 500
-    learning_rate: float = 2e-3
-    batch_tokens: int = 1536
+    steps: int = 800
+    learning_rate: float = 4e-3
+    batch_tokens: int = 1024
     num_buckets: int = 4
     small_embed: int = 64
     small_hidden: int = 64
-    small_steps: int = 300
-    every: int = 50
+    small_steps: int = 900
+    small_learning_rate: float = 8e-3
+    every: int = 75
     seeds: int = 3
     beams: tuple[int, ...] = (1, 2, 5, 10)
     searched: int = 300
@@ -175,9 +176,9 @@ def parts() -> dict[str, int]:
     }
 
 
-def optimizer(config: Config) -> OptimizerConfig:
+def optimizer(learning_rate: float) -> OptimizerConfig:
     """Adam, clipped, with a short warm-up."""
-    return OptimizerConfig(learning_rate=config.learning_rate, warmup=100)
+    return OptimizerConfig(learning_rate=learning_rate, warmup=100)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -230,7 +231,7 @@ def exercises(config: Config, corpus: Corpus, held: Batch, translator_of: Any) -
                 model,
                 source,
                 steps=config.small_steps,
-                optimizer=optimizer(config),
+                optimizer=optimizer(config.small_learning_rate),
                 seed=seed,
                 every=config.every,
                 measure=measure_of(model),
@@ -268,7 +269,7 @@ def run(config: Config) -> Result:
     held = held_batch(corpus, *(words + 1 for words in MAX_WORDS))
     sizes = {"embed": config.embed, "hidden": config.hidden, "layers": config.layers}
     model = make_model(len(corpus.src_vocab), len(corpus.tgt_vocab), **sizes)
-    trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer(config))
+    trained = train_batches(model, corpus.batches, steps=config.steps, optimizer=optimizer(config.learning_rate))
     translator_of = functools.cache(lambda model: Translator(model, None, corpus.src_vocab, corpus.tgt_vocab))
     weights = np.asarray(attention_of(model, trained.params, held))
     numbers = {
@@ -323,8 +324,11 @@ def draw_alignment(corpus: Corpus, weights: np.ndarray):
     row, pair = max(enumerate(corpus.test), key=lambda found: crossings(found[1]))
     source, target = (*pair.src, EOS_TOKEN), (*pair.tgt, EOS_TOKEN)
     shown = weights[row, : len(target), : len(source)]
-    figure = plot_attention(shown, source, target, gold=pair.alignment, title="where the trained decoder looked")
-    figure.axes[0].set(xlabel="source word", ylabel="target word, fed the true ones")
+    figure, axes = new_figure(1, 1, width=5.2, height=5.0)
+    plot_attention(shown, source, target, gold=pair.alignment, ax=axes[0, 0])
+    axes[0, 0].set_title("where the trained decoder looked; outlined: gold alignment", fontsize=10)
+    axes[0, 0].set(xlabel="source word", ylabel="target word, fed the true ones")
+    axes[0, 0].get_legend().remove()
     return figure
 
 

@@ -47,10 +47,10 @@ class Config:
 
     train: int = 48_000
     test: int = 300
-    steps: int = 500
-    batch_tokens: int = 2048
+    steps: int = 1500
+    batch_tokens: int = 1024
     num_buckets: int = 4
-    learning_rate: float = 3e-3
+    learning_rate: float = 4e-3
     corpus_seed: int = 1
     seeds: int = 3
     model: dict[str, Any] = field(default_factory=lambda: dict(DemoConfig().model))

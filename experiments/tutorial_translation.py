@@ -1,6 +1,6 @@
 """The five English-French pairs of the classic tutorial: location attention, and additive attention beside it.
 
-Command: ``python -m experiments tutorial_translation``; 82 seconds. All five pairs are exactly right
+Command: ``python -m experiments tutorial_translation``; one minute on one core. All five pairs are exactly right
 with each of 5 seeds, under either attention; loss 1.4e-5 (location) and 1.3e-5 (additive) nats a token. The maps are no
 alignments: 39 and 29 % of the words look at the word they translate.
 
