@@ -1,6 +1,8 @@
 """How a human translates, and how a trained model does: nine words, and where each looked for every one of them.
 
-Command: ``python -m experiments translation_process``; not run in full yet.
+Command: ``python -m experiments translation_process``; 14 minutes on half a core (7 of CPU). Three seeds: the
+attention correlates with the drawing by 0.988, and looks at the same word in every row. Held-out BLEU 91.2 with
+attention and 7.2 without, the nine words exactly right 3 of 3 and 0 of 3 times.
 
 The notebook draws by hand where a translator looks for each French word, and sets it against an encoder-decoder that
 has one vector for all nine. Here the model of ``attn-jax demo`` is trained on the bundled grammar, which never shows it
@@ -174,8 +176,8 @@ def verify(numbers: dict) -> None:
     sums = np.array(numbers["drawn_row_sums"])
     np.testing.assert_allclose(np.delete(sums, LIGHT_ROW), 1, atol=1e-6)
     assert abs(sums[LIGHT_ROW] - 0.9) < 1e-6
-    assert np.min(numbers["correlation"]) > 0.7, numbers["correlation"]
-    assert np.mean(numbers["same_argmax"]) > 0.7, numbers["same_argmax"]
+    assert np.min(numbers["correlation"]) > 0.9, numbers["correlation"]
+    assert np.mean(numbers["same_argmax"]) > 0.9, numbers["same_argmax"]
     attends, fixed = (numbers["models"][name] for name in ("with attention", "without attention"))
-    assert np.min(attends["bleu"]) > np.max(fixed["bleu"]), (attends["bleu"], fixed["bleu"])
+    assert np.min(attends["bleu"]) > np.max(fixed["bleu"]) + 50, (attends["bleu"], fixed["bleu"])
     assert np.mean(attends["log_prob"]) > np.mean(fixed["log_prob"]), (attends["log_prob"], fixed["log_prob"])
