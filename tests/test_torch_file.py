@@ -100,7 +100,7 @@ def test_other_instructions_are_refused(tmp_path):
         with pytest.raises(TorchFileError, match="refused"):
             read_torch_file(archive(tmp_path / "a.bin", text))
     for text in (b"", b"\x80\x02", b"\x80\x02R.", b"\x80\x02h\x07.", b"nonsense"):
-        with pytest.raises(TorchFileError, match="description|damaged"):
+        with pytest.raises(TorchFileError, match=r"description|damaged"):
             read_torch_file(archive(tmp_path / "a.bin", text))
 
 
