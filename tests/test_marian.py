@@ -14,7 +14,6 @@ from attn_jax.decoding.search import search, split
 from attn_jax.hub import Translator
 from attn_jax.models.protocol import PAD_ID, Batch
 from attn_jax.pretrained import load_marian
-from attn_jax.search_config import SearchConfig
 from tests.marian_folders import random_sources, write_folder
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install torch")
@@ -46,14 +45,18 @@ class Pair:
         self.ours = Translator(*load_marian(folder))
         read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
         self.src_ids = read("vocab.json")
-        self.tgt_ids = self.src_ids if self.theirs.config.share_encoder_decoder_embeddings else read("target_vocab.json")
+        self.tgt_ids = (
+            self.src_ids if self.theirs.config.share_encoder_decoder_embeddings else read("target_vocab.json")
+        )
         self.sources = random_sources(self.src_ids, np.random.default_rng(1), SENTENCES, LONGEST)
 
     def our_id(self, side):
         """Our id of each of theirs."""
         vocabulary = getattr(self.ours, f"{side}_vocab")
         of_token = {token: i for i, token in enumerate(vocabulary.tokens)}
-        return np.array([of_token[token] for token in sorted(getattr(self, f"{side}_ids"), key=getattr(self, f"{side}_ids").get)])
+        return np.array(
+            [of_token[token] for token in sorted(getattr(self, f"{side}_ids"), key=getattr(self, f"{side}_ids").get)]
+        )
 
     @property
     def inputs(self):
@@ -106,7 +109,9 @@ def errors(pair, rows=24):
     }
     for kind, mask in real.items():
         expected = np.stack([layer.numpy() for layer in getattr(theirs, f"{kind}_attentions")], 1)
-        found[f"{kind} attention"] = np.abs(maps[kind] - expected)[np.broadcast_to(mask[:, None, None, :], expected.shape[:-1])].max()
+        found[f"{kind} attention"] = np.abs(maps[kind] - expected)[
+            np.broadcast_to(mask[:, None, None, :], expected.shape[:-1])
+        ].max()
     return found
 
 
