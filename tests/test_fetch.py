@@ -145,6 +145,6 @@ def test_errors(tmp_path):
     with pytest.raises(DownloadError, match="cannot be reached"):
         download(f"{url}/a", tmp_path / "a", Expected(1, "sha256", "0"))
     few = {name: FILES[name] for name in ("config.json", "vocab.json", "source.spm")}
-    with hub(files=few) as (url, _):
-        with pytest.raises(DownloadError, match=r"lacks target.spm, model.safetensors or pytorch_model.bin"):
-            fetch_marian("opus-mt-en-fr", tmp_path, hub=url)
+    message = r"lacks target.spm, model.safetensors or pytorch_model.bin"
+    with hub(files=few) as (url, _), pytest.raises(DownloadError, match=message):
+        fetch_marian("opus-mt-en-fr", tmp_path, hub=url)

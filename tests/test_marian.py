@@ -43,20 +43,16 @@ class Pair:
         self.folder = folder
         self.theirs = transformers.MarianMTModel.from_pretrained(folder, attn_implementation="eager").eval()
         self.ours = Translator(*load_marian(folder))
-        read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))  # noqa: E731
-        self.src_ids = read("vocab.json")
-        self.tgt_ids = (
-            self.src_ids if self.theirs.config.share_encoder_decoder_embeddings else read("target_vocab.json")
-        )
+        tgt_vocab = folder / "target_vocab.json"
+        self.src_ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        self.tgt_ids = json.loads(tgt_vocab.read_text(encoding="utf-8")) if tgt_vocab.exists() else self.src_ids
         self.sources = random_sources(self.src_ids, np.random.default_rng(1), SENTENCES, LONGEST)
 
     def our_id(self, side):
         """Our id of each of theirs."""
-        vocabulary = getattr(self.ours, f"{side}_vocab")
-        of_token = {token: i for i, token in enumerate(vocabulary.tokens)}
-        return np.array(
-            [of_token[token] for token in sorted(getattr(self, f"{side}_ids"), key=getattr(self, f"{side}_ids").get)]
-        )
+        ids = getattr(self, f"{side}_ids")
+        of_token = {token: i for i, token in enumerate(getattr(self.ours, f"{side}_vocab").tokens)}
+        return np.array([of_token[token] for token in sorted(ids, key=ids.get)])
 
     @property
     def inputs(self):
@@ -109,9 +105,8 @@ def errors(pair, rows=24):
     }
     for kind, mask in real.items():
         expected = np.stack([layer.numpy() for layer in getattr(theirs, f"{kind}_attentions")], 1)
-        found[f"{kind} attention"] = np.abs(maps[kind] - expected)[
-            np.broadcast_to(mask[:, None, None, :], expected.shape[:-1])
-        ].max()
+        rows = np.broadcast_to(mask[:, None, None, :], expected.shape[:-1])  # those of padding are 0 here alone
+        found[f"{kind} attention"] = np.abs(maps[kind] - expected)[rows].max()
     return found
 
 
@@ -145,10 +140,9 @@ def identical(pair, **generation):
     tokens, lengths = jax.device_get((found.tokens[:, 0], found.lengths[:, 0]))
     our_id = pair.our_id("tgt")
     same = 0
-    for row, expected in enumerate(theirs):
-        ends = np.flatnonzero(expected == 0)
-        expected = our_id[expected[: ends[0] + 1]] if len(ends) else our_id[expected]
-        same += tokens[row, : lengths[row]].tolist() == expected.tolist()
+    for row, expected in enumerate(theirs.tolist()):
+        expected_ids = our_id[expected[: expected.index(0) + 1]]
+        same += tokens[row, : lengths[row]].tolist() == expected_ids.tolist()
     return same, lengths
 
 
@@ -159,3 +153,46 @@ def test_ids(pair, name, beams):
     print(name, beams, f"{same}/{SENTENCES}", "lengths", np.bincount(lengths))
     assert same == SENTENCES
     assert len(set(lengths.tolist())) > 3
+
+
+OTHER_SEARCHES = {
+    "first": {"early_stopping": True},
+    "never": {"early_stopping": "never", "length_penalty": 0.6},
+    "short": {"length_penalty": -1.0, "early_stopping": "never"},
+    "long": {"length_penalty": 2.0, "max_length": 9},
+    "renormalised": {"renormalize_logits": True, "no_repeat_ngram_size": 2, "min_length": 6, "num_beams": 6},
+}
+
+
+@pytest.mark.parametrize("options", OTHER_SEARCHES.values(), ids=OTHER_SEARCHES.keys())
+def test_ids_of_other_searches(pair, options):
+    same, lengths = identical(pair("opus-mt"), **options)
+    print(options, f"{same}/{SENTENCES}", "lengths", np.bincount(lengths))
+    assert same == SENTENCES
+
+
+TEXTS = [
+    "the cat sat on the mat", ">>fr<< a man is here", "two  dogs\u00a0run \u2026", "xyz 123 @@", "a",
+    "where is the book in the street ?", "\u201cno,\u201d he said", "the children play . it is cold",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["opus-mt", "separate, relu"])
+def test_text(pair, name, tmp_path):
+    """Pieces and translations of text, by a folder that was converted, saved and loaded."""
+    pair = pair(name)
+    pair.ours.save(tmp_path / "model")
+    ours = Translator.load(tmp_path / "model")
+    assert ours.search == pair.ours.search != SearchConfig()
+    tokenizer = transformers.MarianTokenizer.from_pretrained(pair.folder)
+    texts = [text for text in TEXTS if name == "opus-mt" or not text.startswith(">>")]
+    sides = [(ours.src_vocab, pair.src_ids, tokenizer(texts)["input_ids"])]
+    sides.append((ours.tgt_vocab, pair.tgt_ids, tokenizer(text_target=texts)["input_ids"]))
+    for vocabulary, ids, theirs in sides:
+        token_of = {number: token for token, number in ids.items()}
+        expected = [[token_of[number] for number in numbers] for numbers in theirs]
+        assert [[*vocabulary.pieces(found), "</s>"] for found in vocabulary.encode_batch(texts)] == expected
+    with torch.no_grad():
+        theirs = pair.theirs.generate(**tokenizer(texts, return_tensors="pt", padding=True), num_beams=4, max_length=24)
+    found = [best[0].text for best in ours(texts)]
+    assert found == tokenizer.batch_decode(theirs, skip_special_tokens=True)
