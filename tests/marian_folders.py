@@ -34,14 +34,14 @@ def pieces(sentences, size):
     return model.getvalue()
 
 
-def numbered(*models, more=()):
+def numbered(*models):
     """A vocabulary over the pieces of models, in an order that is not theirs."""
     found = {">>fr<<": None}
     for model in models:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         found |= dict.fromkeys(processor.id_to_piece(i) for i in reversed(range(3, processor.get_piece_size())))
     found.pop("▁book", None), found.pop("▁street", None)  # pieces that the list lacks become <unk>
-    return {token: i for i, token in enumerate(["</s>", "<unk>", *found, *more, "<pad>"])}
+    return {token: i for i, token in enumerate(["</s>", "<unk>", *found, "<pad>"])}
 
 
 def tensors(config, rng, spread=0.5):
@@ -86,10 +86,10 @@ def write_folder(folder, seed=0, generation=None, change=None, **options):
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    models = pieces(ENGLISH, 60), pieces(FRENCH, 60)
+    models = pieces(ENGLISH, 60), pieces(FRENCH, 42)
     shared = options.get("share_encoder_decoder_embeddings", True)
-    vocabularies = [numbered(*models)] * 2 if shared else [numbered(models[0]), numbered(models[1], more=("extra",))]
-    pad = vocabularies[1]["<pad>"]
+    vocabularies = [numbered(*models)] * 2 if shared else [numbered(models[0]), numbered(models[1])]
+    pad = vocabularies[1]["<pad>"]  # of the target, yet transformers wants a row of that number in the source too
     sizes = {"vocab_size": len(vocabularies[0]), "decoder_vocab_size": len(vocabularies[1])}
     special = {"pad_token_id": pad, "decoder_start_token_id": pad, "eos_token_id": 0}
     config = SMALL | sizes | special | options

@@ -14,6 +14,7 @@ from attn_jax.decoding.search import search, split
 from attn_jax.hub import Translator
 from attn_jax.models.protocol import PAD_ID, Batch
 from attn_jax.pretrained import load_marian
+from attn_jax.search_config import SearchConfig
 from tests.marian_folders import random_sources, write_folder
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install torch")
