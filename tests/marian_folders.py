@@ -75,7 +75,7 @@ def tensors(config, rng, spread=0.5):
     if not config["tie_word_embeddings"]:
         add("lm_head.weight", sizes["decoder"], width)
     add("final_logits_bias", 1, sizes["decoder"])
-    found["final_logits_bias"][0, 0] += 1.0  # so that some sentences end
+    found["final_logits_bias"][0, 0] += 3.0  # so that some sentences end
     return found
 
 

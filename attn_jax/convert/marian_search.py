@@ -7,8 +7,8 @@ from typing import Any
 
 from attn_jax.convert.errors import ConversionError
 
-STOPS = {True: "full", False: "current", "never": "limit"}
-"""Theirs (``early_stopping``) and ours (``stop``)."""
+STOPS = {True: "full", False: "current", "never": "safe"}
+"""Theirs (``early_stopping``) and ours (``stop``). Their never finds what ours that is safe finds."""
 
 ABSENT: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
