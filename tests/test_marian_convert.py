@@ -147,7 +147,7 @@ def test_other_settings(copy, name, changes, message):
 
 
 def test_missing_files(copy, tmp_path):
-    with pytest.raises(ConversionError, match="missing; expected a folder with config.json"):
+    with pytest.raises(ConversionError, match=r"missing; expected a folder with config.json"):
         read_marian(tmp_path / "absent")
     for name in ("source.spm", "model.safetensors", "vocab.json", "config.json"):
         folder = copy()

@@ -106,14 +106,15 @@ def read_marian(folder: str | Path) -> MarianModel:
         Pieces(_tokens(ids, order), _read(folder / name))
         for ids, order, name in zip((src_ids, tgt_ids), orders, ("source.spm", "target.spm"), strict=True)
     )
-    generation = folder / "generation_config.json"
-    generation = generation if generation.is_file() else folder / "config.json"
+    where, generation = folder / "generation_config.json", {"forced_eos_token_id": tgt_ids["</s>"]} | config
+    if where.is_file():
+        generation = read_json(where)
     return MarianModel(
         settings,
         marian_params(tensors, settings, *orders, where=str(folder)),
         src,
         src if src == tgt else tgt,
-        search_settings(read_json(generation), eos=tgt_ids["</s>"], pad=tgt_ids["<pad>"], where=str(generation)),
+        search_settings(generation, eos=tgt_ids["</s>"], pad=tgt_ids["<pad>"], where=str(where)),
     )
 
 
