@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from attn_jax.convert import marian
 from attn_jax.data.pieces import PieceVocabulary
 from attn_jax.models.families import build_model
@@ -28,4 +31,4 @@ def load_marian(
     src = PieceVocabulary(*found.src, punctuation)
     tgt = src if found.tgt is found.src and not punctuation else PieceVocabulary(*found.tgt)
     model = build_model(marian.FAMILY, {**found.settings, "precision": precision})
-    return model, found.params, src, tgt, SearchConfig(**found.search)
+    return model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search)
