@@ -64,7 +64,7 @@ def test_parameters_are_those_of_the_model(copy, options):
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found.params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
-    assert (found.src is found.tgt) == False  # noqa: E712 (two cutters, even where the list is one)
+    assert found.src is not found.tgt  # two cutters, even where the list is one
 
 
 def test_a_file_of_torch_is_the_same(folder, copy):
