@@ -50,9 +50,10 @@ def fetch_marian(
       DownloadError: for a server that cannot be reached, and for a model that is not there or lacks a file.
     """
     name = name if "/" in name else f"{OWNER}/{name}"
-    for what, text in (("a model", name.replace("/", "", 1)), ("a revision", revision)):
-        if not re.fullmatch(r"\w[\w.-]*", text, re.ASCII):
-            raise ValueError(f"expected the name of {what}, such as opus-mt-en-fr, found {text!r}")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"expected the name of a model, such as opus-mt-en-fr, found {name!r}")
+    if not re.fullmatch(r"\w[\w.-]*", revision, re.ASCII):
+        raise ValueError(f"expected the name of a revision, such as main or a commit, found {revision!r}")
     listing = read_url(f"{hub}/api/models/{name}/revision/{revision}?blobs=true")
     commit, files = _files(listing, name)
     folder = Path(folder)
