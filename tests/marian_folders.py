@@ -44,14 +44,19 @@ def numbered(*models):
     return {token: i for i, token in enumerate(["</s>", "<unk>", *found, "<pad>"])}
 
 
-def tensors(config, rng, spread=0.5):
-    """Random weights by their names; ``spread`` makes their products decided."""
+def tensors(config, rng):
+    """Random weights by their names.
+
+    Sublayers outweigh embeddings, so that a decoder does not repeat what it reads; a large last norm makes it decided;
+    and the end of a sentence is likely enough that lengths differ.
+    """
     width, shared = config["d_model"], config["share_encoder_decoder_embeddings"]
     sizes = {"encoder": config["vocab_size"], "decoder": config["decoder_vocab_size"]}
     found = {}
 
-    def add(name, *shape, mean=0.0):
-        found[name] = (mean + rng.normal(0, spread if len(shape) > 1 else 0.2, shape)).astype(np.float32)
+    def add(name, *shape, mean=0.0, spread=None):
+        spread = spread or (0.7 if len(shape) > 1 else 0.2)
+        found[name] = (mean + rng.normal(0, spread, shape)).astype(np.float32)
 
     for side in ("encoder", "decoder"):
         for i in range(config[f"{side}_layers"]):
@@ -69,13 +74,14 @@ def tensors(config, rng, spread=0.5):
             add(f"{layer}.final_layer_norm.weight", width, mean=1.0)
             add(f"{layer}.final_layer_norm.bias", width)
         if not shared:
-            add(f"model.{side}.embed_tokens.weight", sizes[side], width)
+            add(f"model.{side}.embed_tokens.weight", sizes[side], width, spread=0.1)
     if shared:
-        add("model.shared.weight", sizes["encoder"], width)
+        add("model.shared.weight", sizes["encoder"], width, spread=0.1)
     if not config["tie_word_embeddings"]:
-        add("lm_head.weight", sizes["decoder"], width)
+        add("lm_head.weight", sizes["decoder"], width, spread=0.1)
+    found[f"model.decoder.layers.{config['decoder_layers'] - 1}.final_layer_norm.weight"] *= 8
     add("final_logits_bias", 1, sizes["decoder"])
-    found["final_logits_bias"][0, 0] += 3.0  # so that some sentences end
+    found["final_logits_bias"][0, 0] += 2.0
     return found
 
 

@@ -288,16 +288,22 @@ def _best(ends: Ends, n: int) -> Ends:
 
 
 def _truncated(search: _Search, rules: Rules, start: Begin, room: int) -> Ends:
-    """The live hypotheses that met the limit, ``[batch, beam]``."""
+    """The live hypotheses that met the limit, ``[batch, beam]``.
+
+    A row that was done before has live ones too, and whatever was written last for them, which may be an end of
+    sentence; no live hypothesis has one.
+    """
     limits = jnp.minimum(start.limits, room)
-    last = jnp.maximum(limits - 1, 0)
-    lengths = jnp.broadcast_to(limits[:, None], search.log_probs.shape)
+    last = jnp.maximum(limits - 1, 0), jnp.arange(limits.shape[0])
+    tokens = search.history.tokens[last]
+    log_probs = jnp.where(tokens == EOS_ID, IMPOSSIBLE, search.log_probs)
+    lengths = jnp.broadcast_to(limits[:, None], log_probs.shape)
     return Ends(
-        scores=rules.score(search.log_probs, start.divisors[lengths], search.carried.coverage),
-        log_probs=search.log_probs,
+        scores=rules.score(log_probs, start.divisors[lengths], search.carried.coverage),
+        log_probs=log_probs,
         lengths=lengths,
-        tokens=search.history.tokens[last, jnp.arange(last.shape[0])],
-        parents=search.history.parents[last, jnp.arange(last.shape[0])],
+        tokens=tokens,
+        parents=search.history.parents[last],
     )
 
 
