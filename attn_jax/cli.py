@@ -18,6 +18,7 @@ import tyro
 from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
 from attn_jax.verbs.align import Align
 from attn_jax.verbs.attend import Attend, Serve
+from attn_jax.verbs.convert import Convert, Fetch
 from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
 from attn_jax.verbs.translate import Evaluate, Score, Translate
@@ -32,6 +33,8 @@ VERBS = {
     "attend": Attend,
     "align": Align,
     "serve": Serve,
+    "fetch": Fetch,
+    "convert": Convert,
     "doctor": Doctor,
 }
 

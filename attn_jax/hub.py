@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import aligner
 from attn_jax.data.batching import Sequences, inference_batches, next_length
-from attn_jax.data.subwords import load_vocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS, Vocabulary, split_language_token
 from attn_jax.decoding.ensemble import Ensemble, ensemble_params
 from attn_jax.decoding.forced import forced_decode
 from attn_jax.decoding.history import beam_nodes
 from attn_jax.decoding.search import search, split
-from attn_jax.models.families import build_model, family_of
+from attn_jax.loading import Parts, load_parts, save_parts
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch
 from attn_jax.search_config import SearchConfig
-from attn_jax.storage.files import replaced_name
-from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
 from attn_jax.translation import Scored, Translation, TreeNode
 
 EOS_TOKEN = SPECIAL_TOKENS[EOS_ID]
@@ -40,9 +36,17 @@ class Translator:
       model: a linen module of one of `attn_jax.models.families.FAMILIES`.
       params: its parameters.
       src_vocab, tgt_vocab: its vocabularies.
+      search: how it searches unless told otherwise.
     """
 
-    def __init__(self, model: Any, params: Any, src_vocab: Vocabulary, tgt_vocab: Vocabulary):
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        src_vocab: Vocabulary,
+        tgt_vocab: Vocabulary,
+        search: SearchConfig | None = None,
+    ):
         for side, vocabulary in (("src", src_vocab), ("tgt", tgt_vocab)):
             size = getattr(model.config, f"{side}_vocab_size")
             if len(vocabulary) != size:
@@ -50,7 +54,8 @@ class Translator:
                     f"the model has {size} {side} ids and the vocabulary {len(vocabulary)}; they must agree"
                 )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
-        self._search = jax.jit(self._search_batch, static_argnames=("config", "max_len", "tree"))
+        self.search = search or SearchConfig()
+        self._search = jax.jit(self._search_batch, static_argnames=("config", "max_len", "room", "tree"))
         self._force = jax.jit(self._force_batch, static_argnames="top_k")
 
     # ------------------------------------------------------------------------------------------------------- on disk
@@ -68,13 +73,13 @@ class Translator:
           ModelFolderError: if a file is missing or is not what was written.
           ValueError: for vocabularies that differ.
         """
-        first = _load(Path(path), precision)
+        first = load_parts(Path(path), precision)
         if not more:
             return cls(*first)
-        models, params = [first[0]], [first[1]]
+        models, params = [first.model], [first.params]
         for folder in more:
-            model, its_params, *vocabularies = _load(Path(folder), precision)
-            for side, one, other in zip(("source", "target"), first[2:], vocabularies, strict=True):
+            model, its_params, *vocabularies, _ = load_parts(Path(folder), precision)
+            for side, one, other in zip(("source", "target"), first[2:4], vocabularies, strict=True):
                 if one != other:
                     raise ValueError(
                         f"{folder}: its {side} vocabulary is not that of {path}; the models of an ensemble share their "
@@ -97,22 +102,8 @@ class Translator:
         """
         if isinstance(self.model, Ensemble):
             raise ValueError("an ensemble has no folder of its own; load it from those of its members")
-        joint = self.src_vocab is self.tgt_vocab
-        config = {
-            "family": family_of(self.model),
-            "model": dataclasses.asdict(self.model.config),
-            "joint_vocabulary": joint,
-        }
-        stems = {"src": self.src_vocab} if joint else {"src": self.src_vocab, "tgt": self.tgt_vocab}
-        files = _vocabulary_files(stems)
-        return save_model_folder(
-            path,
-            config,
-            jax.device_get(self.params),
-            files=files,
-            card=card or "# A translation model\n",
-            overwrite=overwrite,
-        )
+        parts = Parts(self.model, self.params, self.src_vocab, self.tgt_vocab, self.search)
+        return save_parts(parts, path, card=card or "# A translation model\n", overwrite=overwrite)
 
     # --------------------------------------------------------------------------------------------------- translating
 
@@ -131,7 +122,7 @@ class Translator:
 
         Args:
           text: a sentence, or a list of sentences.
-          config: how to search; None: the defaults of `attn_jax.search_config.SearchConfig`.
+          config: how to search; None: as `search` says.
           prefix: how the translation must begin: a text, or tokens as they stand in ``Translation.tokens``. For a list
             of sentences as many of them, each of which may be empty.
           tree: keeps all that a beam search went through, in ``Translation.tree``.
@@ -149,7 +140,7 @@ class Translator:
         Raises:
           ValueError: for options out of range, an unknown language token, or a prefix that cannot be or leaves no room.
         """
-        config = dataclasses.replace(config or SearchConfig(), **options)
+        config = dataclasses.replace(config or self.search, **options)
         config.check()
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, found {batch_tokens}")
@@ -176,19 +167,24 @@ class Translator:
             in_prefix = 0 if forced is None else np.count_nonzero(forced, axis=1)
             src_len = np.asarray(batch.src_mask).sum(-1)
             limits = np.maximum(config.max_len or 2 * src_len + 8 + in_prefix, config.min_len)
-            room = 2 * batch.src.shape[1] + 8 + (0 if forced is None else forced.shape[1])
-            found = self._search(
-                self.params,
-                batch,
-                np.where(src_len > 0, limits, 0).astype(np.int32),
-                numbers,
-                numbers_of_rows,
-                forced,
-                config=compiled,
-                max_len=config.max_len or max(room, config.min_len),
-                tree=tree,
-            )
-            found = jax.device_get(found)
+            room = max(2 * batch.src.shape[1] + 8 + (0 if forced is None else forced.shape[1]), config.min_len)
+            max_len = config.max_len or room
+            found = None
+            while found is None or not found.settled.all():  # few translations are as long as they may be
+                room = min(room, max_len)
+                found = self._search(
+                    self.params,
+                    batch,
+                    np.where(src_len > 0, limits, 0).astype(np.int32),
+                    numbers,
+                    numbers_of_rows,
+                    forced,
+                    config=compiled,
+                    max_len=max_len,
+                    room=room,
+                    tree=tree,
+                )
+                found, room = jax.device_get(found), 2 * room
             for row, index in enumerate(rows):
                 ids = sequences[index]
                 there = np.flatnonzero(found.lengths[row]).tolist() or [0]  # a small vocabulary cannot fill a wide beam
@@ -262,13 +258,14 @@ class Translator:
             raise ValueError(f"a prefix of {longest} tokens leaves no room in max_len {max_len}; raise max_len")
         return prefixes
 
-    def _search_batch(self, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, tree):
+    def _search_batch(self, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
         return search(
             config,
             numbers,
             partial(self.model.apply, {"params": params}, method="step"),
-            self.model.apply({"params": params}, batch, max_len, method="start"),
+            self.model.apply({"params": params}, batch, room, method="start"),
             max_len=max_len,
+            room=room,
             sentence_ids=sentence_ids,
             return_tree=tree,
             src_mask=batch.src_mask,
@@ -350,26 +347,6 @@ class Translator:
         )
 
 
-def _load(path: Path, precision: str) -> tuple[Any, Any, Vocabulary, Vocabulary]:
-    """Model, parameters and vocabularies of a model folder, or of the best model of a run folder."""
-    if (path / "environment.json").is_file() and not _has_model(path):
-        raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
-    folder = path / "model" if _has_model(path) else path
-    config, params, folder = load_model_folder(folder)
-    missing = {"family", "model"} - set(config)
-    if missing:
-        raise ModelFolderError(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}; save the model anew")
-    model = build_model(config["family"], {**config["model"], "precision": precision})
-    src_vocab = load_vocabulary(folder, "src")
-    tgt_vocab = src_vocab if config.get("joint_vocabulary") else load_vocabulary(folder, "tgt")
-    return model, jax.tree.map(jnp.asarray, params), src_vocab, tgt_vocab
-
-
-def _has_model(run: Path) -> bool:
-    """Whether a run folder holds a model, or what an interrupted save left of one."""
-    return (run / "model").is_dir() or replaced_name(run / "model").is_dir()
-
-
 def _padded(prefixes: list[list[int]], rows: int) -> np.ndarray | None:
     """Prefixes as ``[rows, prefix_len]`` ids, ``PAD_ID`` after the end of each; None if all are empty."""
     longest = max(map(len, prefixes), default=0)
@@ -386,13 +363,3 @@ def token_strings(vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[str, ...]
     ids = [int(i) for i in ids]
     ends = bool(ids) and ids[-1] == EOS_ID
     return (*vocabulary.pieces(ids[:-1] if ends else ids), *((EOS_TOKEN,) if ends else ()))
-
-
-def _vocabulary_files(stems: dict[str, Vocabulary]) -> dict[str, bytes]:
-    """The files of vocabularies, as a model folder takes them."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for stem, vocabulary in stems.items():
-            vocabulary.save(folder, stem)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

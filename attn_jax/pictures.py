@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ def attention_of(
     Args:
       translator: the model.
       sentence: one sentence.
-      config: how to search, and how many hypotheses to show. None: the five best of a beam of five.
+      config: how to search, and how many hypotheses to show. None: as the translator does, and all of its beam.
       prefix: tokens that every hypothesis begins with. If ``</s>`` is among them, they are the only hypothesis.
       reference: what a person wrote. It is shown as a further hypothesis: where the model looks while it is made to
         write it.
@@ -62,7 +63,7 @@ def attention_of(
         raise ValueError("expected a sentence to translate, found nothing")
     if gold is not None and reference is None:
         raise ValueError("gold links are between the sentence and its reference; give the reference too")
-    targets, tree = _search(translator, sentence, config or SearchConfig(n_best=5), tuple(prefix))
+    targets, tree = _search(translator, sentence, config or _whole_beam(translator.search), tuple(prefix))
     written = None if reference is None else _reference(translator.tgt_vocab, reference)
     if written and written.tokens not in [target.tokens for target in targets]:
         targets.append(written)
@@ -81,6 +82,10 @@ def attention_of(
         tree=None if tree is None else _tree(tree, targets),
         name=name,
     )
+
+
+def _whole_beam(config: SearchConfig) -> SearchConfig:
+    return dataclasses.replace(config, n_best=config.beam)
 
 
 def piece_links(

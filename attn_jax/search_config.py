@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+STOPS = ("safe", "current", "full")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
@@ -21,6 +23,8 @@ class SearchConfig:
     """Hypotheses to return, at most as many as the beam."""
     length_penalty: float | Literal["average"] = 0.6
     """GNMT's alpha, larger favours longer translations; or average: log-probability a token."""
+    length_offset: float = 5.0
+    """GNMT's 5: scores are divided by ((offset + length) / (offset + 1)) ** alpha; 0: by length ** alpha."""
     coverage_penalty: float = 0.0
     """GNMT's beta, against source words that are not looked at; 0: off."""
     no_repeat_ngram: int = 0
@@ -33,6 +37,13 @@ class SearchConfig:
     """Least tokens of a translation, with end of sentence."""
     max_len: int = 0
     """Most tokens of a translation; 0: twice the source and eight more."""
+    stop: Literal["safe", "current", "full"] = "safe"
+    """When a beam is done: safe when nothing can still be better; full with as many ends as hypotheses are kept;
+    current when moreover the best that goes on, were it to end now, is no better than the worst of these."""
+    forced_end: bool = False
+    """At its limit a translation ends, at no cost; otherwise it is cut."""
+    renormalize: bool = False
+    """The probabilities of what constraints leave possible sum to 1 again."""
     sample: bool = False
     """Draw translations instead of looking for the best."""
     num_samples: int = 1
@@ -59,11 +70,13 @@ class SearchConfig:
             check_beam(self.beam, self.n_best, self.groups, self.diversity)
         if isinstance(self.length_penalty, str) and self.length_penalty != "average":
             raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {self.length_penalty!r}")
-        for name in ("length_penalty", "coverage_penalty", "diversity", "temperature"):
+        check_stop(self.stop)
+        for name in ("length_penalty", "length_offset", "coverage_penalty", "diversity", "temperature"):
             value = getattr(self, name)
             if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, found {value}")
-        for name in ("coverage_penalty", "no_repeat_ngram", "max_len", "min_len", "top_k", "num_samples"):
+        counts = ("no_repeat_ngram", "max_len", "min_len", "top_k", "num_samples")
+        for name in ("length_offset", "coverage_penalty", *counts):
             least = int(name in ("min_len", "num_samples"))
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
@@ -91,6 +104,15 @@ def check_beam(beam: int, n_best: int, groups: int, diversity: Any) -> None:
         raise ValueError(f"groups must divide beam = {beam} and n_best = {n_best}, found {groups}")
     if isinstance(diversity, int | float) and diversity < 0:
         raise ValueError(f"diversity must not be negative, found {diversity}")
+
+
+def check_stop(stop: str) -> None:
+    """Raises ValueError for what does not say when a beam is done.
+
+    >>> check_stop("safe")
+    """
+    if stop not in STOPS:
+        raise ValueError(f"stop must be one of {', '.join(STOPS)}, found {stop!r}")
 
 
 def check_truncation(temperature: Any, top_k: int | None, top_p: Any, min_p: Any) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -53,12 +54,11 @@ class Request(NamedTuple):
     temperature: float
     prefix: tuple[str, ...]
 
-    @property
-    def config(self) -> SearchConfig:
-        """How to search: samples with a temperature, else a beam."""
+    def config(self, usual: SearchConfig) -> SearchConfig:
+        """How to search: samples with a temperature, else a beam; otherwise as usual."""
         if self.temperature:
-            return SearchConfig(sample=True, num_samples=self.beam, temperature=self.temperature)
-        return SearchConfig(beam=self.beam, n_best=self.beam)
+            return replace(usual, sample=True, num_samples=self.beam, temperature=self.temperature)
+        return replace(usual, beam=self.beam, n_best=self.beam)
 
 
 class Bucket:
@@ -181,7 +181,8 @@ class Server(ThreadingHTTPServer):
             tokens = len(self.translator.src_vocab.encode(request.sentence))
             if tokens > MAX_TOKENS:
                 raise ValueError(f"expected a sentence of at most {MAX_TOKENS} tokens, found {tokens}; shorten it")
-            data = example_data(attention_of(self.translator, request.sentence, request.config, prefix=request.prefix))
+            config = request.config(self.translator.search)
+            data = example_data(attention_of(self.translator, request.sentence, config, prefix=request.prefix))
         except ValueError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
         return {"example": data, "seconds": round(time.perf_counter() - started, 3)}

@@ -260,7 +260,7 @@ def test_configs_round_trip_through_json():
         (recurrent, {"num_outputs": 0}, "num_outputs must be at least 1, found 0"),
         (transformer, {"num_heads": 3}, "8 units cannot be shared by 3 heads"),
         (transformer, {"d_model": 7, "num_heads": 1}, "positions need an even d_model.*found 7"),
-        (transformer, {"activation": "tanh"}, "activation must be one of gelu, relu, swish; found 'tanh'"),
+        (transformer, {"activation": "tanh"}, "activation must be one of gelu, gelu_exact, relu, swish; found 'tanh'"),
         (transformer, {"precision": "fp8"}, "precision must be one of bfloat16, float32; found 'fp8'"),
     ],
 )

@@ -80,7 +80,7 @@ def test_config_round_trips_through_json():
         ({"d_model": 5, "num_heads": 1}, "d_model must be even.*found 5"),
         ({"ffn_dim": 0}, "ffn_dim must be at least 1, found 0"),
         ({"dropout": 1.0}, r"dropout is the share dropped, in \[0, 1\); found 1.0"),
-        ({"activation": "tanh"}, "activation must be one of gelu, relu, swish; found 'tanh'"),
+        ({"activation": "tanh"}, "activation must be one of gelu, gelu_exact, relu, swish; found 'tanh'"),
         ({"precision": "int8"}, "precision must be one of bfloat16, float32; found 'int8'"),
         ({"alignment_layer": 2}, "alignment_layer must be None or name one of 1 decoder blocks, found 2"),
         ({"share_embeddings": True}, "share_embeddings needs one vocabulary for both sides, found 11 and 9 words"),

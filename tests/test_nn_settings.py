@@ -20,7 +20,7 @@ from attn_jax.nn.transformer import DecoderBlock, EncoderBlock, FeedForward
         (lambda: AttentionDecoder(4, 4, None, cell="sru"), "cell must be one of gru, lstm, rnn; found 'sru'"),
         (lambda: AttentionDecoder(4, 4, None, readout="x"), "readout must be one of attentional, concat, state"),
         (lambda: AttentionDecoder(4, 4, None, num_layers=0), "num_layers must be at least 1, found 0"),
-        (lambda: FeedForward(4, "tanh"), "activation must be one of gelu, relu, swish; found 'tanh'"),
+        (lambda: FeedForward(4, "tanh"), "activation must be one of gelu, gelu_exact, relu, swish; found 'tanh'"),
         (lambda: EncoderBlock(4, 2, 4, precision="fp8"), "precision must be one of bfloat16, float32; found 'fp8'"),
         (lambda: DecoderBlock(4, 2, 4, attention_dropout=2), r"attention_dropout is the share.*found 2"),
         (lambda: ClassifierHead(2, pooling="first"), "pooling must be one of attention, last, max, mean, steps"),

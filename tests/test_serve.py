@@ -126,8 +126,10 @@ def test_long_sentences_are_refused(server):
 
 
 def test_how_to_search():
-    assert serve.Request("a", 3, 0.0, ()).config == SearchConfig(beam=3, n_best=3)
-    assert serve.Request("a", 3, 1.5, ()).config == SearchConfig(sample=True, num_samples=3, temperature=1.5)
+    usual = SearchConfig(stop="current")
+    assert serve.Request("a", 3, 0.0, ()).config(usual) == SearchConfig(beam=3, n_best=3, stop="current")
+    sampled = {"sample": True, "num_samples": 3, "temperature": 1.5}
+    assert serve.Request("a", 3, 1.5, ()).config(usual) == SearchConfig(stop="current", **sampled)
 
 
 def test_its_own_page_may_ask(server):

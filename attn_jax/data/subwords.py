@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +12,11 @@ from typing import Any, Literal, Self
 
 import sentencepiece
 
-from attn_jax.data.errors import MissingFileError, VocabularyError
+from attn_jax.data.errors import VocabularyError
+from attn_jax.data.pieces import PieceVocabulary
+from attn_jax.data.sentencepieces import load_model, open_model, save_model
 from attn_jax.data.vocabulary import (
     LANGUAGE_TOKEN,
-    RESTORE,
     SPECIAL_TOKENS,
     Vocabulary,
     WordVocabulary,
@@ -61,12 +60,7 @@ class SubwordVocabulary:
 
     @cached_property
     def _sp(self) -> sentencepiece.SentencePieceProcessor:
-        try:
-            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
-        except (RuntimeError, OSError) as error:
-            raise VocabularyError(
-                f"expected a SentencePiece model, found {len(self.model)} other bytes; {RESTORE}"
-            ) from error
+        return open_model(self.model)
 
     @cached_property
     def _language_ids(self) -> dict[str, int]:
@@ -193,11 +187,7 @@ class SubwordVocabulary:
 
     def save(self, folder: str | Path, stem: str) -> list[Path]:
         """Writes ``folder/stem.json`` and ``folder/stem.model`` and returns both paths."""
-        paths = [Path(folder) / f"{stem}.json", Path(folder) / f"{stem}.model"]
-        fields = {"kind": "subwords", "lowercase": self.lowercase, "sha256": hashlib.sha256(self.model).hexdigest()}
-        paths[1].write_bytes(self.model)
-        paths[0].write_text(json.dumps(fields, indent=0) + "\n", encoding="utf-8")
-        return paths
+        return save_model(folder, stem, self.model, {"kind": "subwords", "lowercase": self.lowercase})
 
     @classmethod
     def load(cls, folder: str | Path, stem: str) -> Self:
@@ -207,16 +197,7 @@ class SubwordVocabulary:
           MissingFileError, VocabularyError: if a file is not there, or is not what was written.
         """
         fields = read_fields(folder, stem, kind="subwords", fields={"lowercase": bool, "sha256": str})
-        path = Path(folder) / f"{stem}.model"
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise MissingFileError(
-                f"{path}: expected a SentencePiece model, found {error.strerror}; {RESTORE}"
-            ) from error
-        if hashlib.sha256(model).hexdigest() != fields["sha256"]:
-            raise VocabularyError(f"{path}: is not the file whose sha256 {stem}.json states; {RESTORE}")
-        return cls(model, fields["lowercase"])
+        return cls(load_model(folder, stem, fields["sha256"]), fields["lowercase"])
 
 
 def _training_remedy(message: str, vocab_size: int) -> str:
@@ -242,4 +223,5 @@ def load_vocabulary(folder: str | Path, stem: str) -> Vocabulary:
       MissingFileError, VocabularyError: if a file is not there, or is not what was written.
     """
     kind = read_fields(folder, stem, kind=None, fields={"kind": str})["kind"]
-    return {"words": WordVocabulary, "subwords": SubwordVocabulary}[kind].load(folder, stem)
+    kinds = {"words": WordVocabulary, "subwords": SubwordVocabulary, "pieces": PieceVocabulary}
+    return kinds[kind].load(folder, stem)

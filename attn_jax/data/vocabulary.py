@@ -223,6 +223,9 @@ class WordVocabulary:
         return cls(tuple(fields["tokens"]), fields["lowercase"])
 
 
+KINDS = ("words", "subwords", "pieces")
+"""What a vocabulary's JSON may call itself."""
+
 RESTORE = "restore the model folder from a copy or train again"
 
 
@@ -239,8 +242,8 @@ def read_fields(folder: str | Path, stem: str, *, kind: str | None, fields: dict
     except IntegrityError as error:
         kind_of_error = MissingFileError if isinstance(error.__context__, OSError) else VocabularyError
         raise kind_of_error(f"{error}; {RESTORE}") from error
-    if not isinstance(found, dict) or found.get("kind") not in ((kind,) if kind else ("words", "subwords")):
-        raise VocabularyError(f"{path}: expected a vocabulary of kind {kind or 'words or subwords'}; {RESTORE}")
+    if not isinstance(found, dict) or found.get("kind") not in ((kind,) if kind else KINDS):
+        raise VocabularyError(f"{path}: expected a vocabulary of kind {kind or ' or '.join(KINDS)}; {RESTORE}")
     for name, expected in fields.items():
         if not isinstance(found.get(name), expected):
             raise VocabularyError(f"{path}: expected {name!r} to be a {expected.__name__}; {RESTORE}")

@@ -23,7 +23,7 @@ from attn_jax.decoding.hypotheses import IMPOSSIBLE, Hypotheses, Step, log_proba
 from attn_jax.decoding.penalties import token_counts
 from attn_jax.decoding.rules import Begin, Rules, begin
 from attn_jax.models.protocol import EOS_ID, DecodeState
-from attn_jax.search_config import check_beam
+from attn_jax.search_config import check_beam, check_stop
 
 Array = jax.Array
 
@@ -57,6 +57,7 @@ def beam_search(
     n_best: int = 1,
     groups: int = 1,
     diversity: float | Array = 0.5,
+    stop: str = "safe",
     return_tree: bool = False,
     **rules: Any,
 ) -> Hypotheses:
@@ -74,6 +75,10 @@ def beam_search(
     ranking knows of it: log-probabilities and scores are those of the model. Each group gives ``n_best / groups``
     hypotheses, and two groups may find the same one; a sentence is done when all its groups are.
 
+    Other toolkits stop earlier, and may lose hypotheses: ``stop="full"`` as soon as a pool of ``beam`` is full;
+    ``stop="current"`` when it is and the most likely live hypothesis, were it to end at its present length, does not
+    beat the worst of it.
+
     Pure; jit it together with ``start`` and a model's parameters. It compiles once for each shape.
 
     Args:
@@ -85,6 +90,7 @@ def beam_search(
       n_best: hypotheses to return, at most ``beam``.
       groups: divides ``beam`` and ``n_best``.
       diversity: strength, not negative, in nats; for several groups.
+      stop: ``"safe"``, ``"current"`` or ``"full"``.
       return_tree: keeps all that the search went through, in ``Hypotheses.tree``.
       **rules: scores, lengths and constraints, see `attn_jax.decoding.rules.Rules`.
 
@@ -107,9 +113,11 @@ def beam_search(
     ([[4, 2, 0], [3, 4, 2]], [0.36, 0.216])
     """
     check_beam(beam, n_best, groups, diversity)
+    check_stop(stop)
     rules = Rules(**rules)
     start = begin(step, state, rules, width=beam, max_len=max_len)
-    batch, width = start.tokens.shape[0], beam // groups
+    batch, width, room = start.tokens.shape[0], beam // groups, rules.room or max_len
+    pool_size = n_best // groups if stop == "safe" else width
     as_rows = partial(jnp.reshape, shape=(batch * groups, width))  # a group a row
 
     def each_group(of_sentence: Array, axis: int) -> Array:
@@ -121,19 +129,23 @@ def beam_search(
         dynamic, coverage, past = search.carried
         logits, weights, after = step(search.tokens, state.replace(dynamic=dynamic))
         length = search.position + 1
-        next_log_probs = rules.allowed(log_probabilities(logits), search.position, past)
+        next_log_probs = rules.allowed(log_probabilities(logits), search.position, past, start.limits)
         live, parents, tokens, ended = _extend(search.log_probs, next_log_probs, groups, diversity)
 
         coverage = None if coverage is None else coverage + weights
         scores = rules.score(ended, start.divisors[length], coverage)
         slots = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32), (batch, beam))
         new = Ends(scores, ended, jnp.full_like(slots, length), jnp.full_like(slots, EOS_ID), slots)
-        pool = _best(_concatenate(search.pool, jax.tree.map(as_rows, new)), n_best // groups)
+        pool = _best(_concatenate(search.pool, jax.tree.map(as_rows, new)), pool_size)
 
         worst, best_live = pool.scores[:, -1], live[:, 0] if groups == 1 else as_rows(live).max(-1)
-        hopeless = best_live / most_favourable[length] <= worst
-        if beam == 1:
-            hopeless = worst > IMPOSSIBLE / 2
+        is_full = worst > IMPOSSIBLE / 2
+        if beam == 1 or stop == "full":
+            hopeless = is_full
+        elif stop == "current":
+            hopeless = is_full & (best_live / start.divisors[length] <= worst)
+        else:
+            hopeless = best_live / most_favourable[length] <= worst
         hopeless |= best_live < IMPOSSIBLE / 2
 
         carried = _Carried(after.dynamic, coverage, past)
@@ -158,27 +170,27 @@ def beam_search(
         )
 
     def unfinished(search: _Search) -> Array:
-        return (search.position < max_len) & ~jnp.all(search.done)
+        return (search.position < room) & ~jnp.all(search.done)
 
-    search = _first(start, rules, max_len=max_len, n=n_best // groups, groups=groups, return_tree=return_tree)
+    search = _first(start, rules, room=room, n=pool_size, groups=groups, return_tree=return_tree)
     search = lax.while_loop(unfinished, advance, search)
-    truncated = jax.tree.map(as_rows, _truncated(search, rules, start))
+    truncated = jax.tree.map(as_rows, _truncated(search, rules, start, room))
     found = _ranked(_concatenate(search.pool, truncated), n_best // groups)
     if groups > 1:
         found = _ranked(jax.tree.map(lambda leaf: leaf.reshape(batch, n_best), found), n_best)
-    return traceback(found, search.history)
+    return traceback(found, search.history).replace(settled=search.done)
 
 
-def _first(start: Begin, rules: Rules, *, max_len: int, n: int, groups: int, return_tree: bool) -> _Search:
+def _first(start: Begin, rules: Rules, *, room: int, n: int, groups: int, return_tree: bool) -> _Search:
     """One live hypothesis a group, before its first token; the other slots of the beam are impossible."""
     batch, beam = start.tokens.shape
     is_first = (jnp.arange(beam) % (beam // groups) == 0) & (start.limits > 0)[:, None]
 
     nothing = jnp.full((batch * groups, n), IMPOSSIBLE, start.dtype)
     none = jnp.zeros((batch * groups, n), jnp.int32)
-    past = jnp.zeros((max_len, batch, beam), jnp.int32)
+    past = jnp.zeros((room, batch, beam), jnp.int32)
     looked = start.weights
-    tried = jnp.full((max_len, batch, beam), IMPOSSIBLE, start.dtype)
+    tried = jnp.full((room, batch, beam), IMPOSSIBLE, start.dtype)
     return _Search(
         position=jnp.zeros((), jnp.int32),
         tokens=start.tokens,
@@ -186,14 +198,14 @@ def _first(start: Begin, rules: Rules, *, max_len: int, n: int, groups: int, ret
         carried=_Carried(
             dynamic=start.dynamic,
             coverage=jnp.zeros(looked.shape, looked.dtype) if rules.covers else None,
-            past=jnp.zeros((batch, beam, max_len), jnp.int32) if rules.no_repeat_ngram else None,
+            past=jnp.zeros((batch, beam, room), jnp.int32) if rules.no_repeat_ngram else None,
         ),
         done=start.limits == 0,
         pool=Ends(nothing, nothing, none, none, none),
         history=History(
             tokens=past,
             parents=past,
-            weights=None if looked is None else jnp.zeros((max_len, *looked.shape), looked.dtype),
+            weights=None if looked is None else jnp.zeros((room, *looked.shape), looked.dtype),
             tried=Tried(tried, tried, tried) if return_tree else None,
         ),
     )
@@ -275,16 +287,23 @@ def _best(ends: Ends, n: int) -> Ends:
     return _gather(ends, lax.top_k(ends.scores, n)[1])
 
 
-def _truncated(search: _Search, rules: Rules, start: Begin) -> Ends:
-    """The live hypotheses that met the limit, ``[batch, beam]``."""
-    last = jnp.maximum(start.limits - 1, 0)
-    lengths = jnp.broadcast_to(start.limits[:, None], search.log_probs.shape)
+def _truncated(search: _Search, rules: Rules, start: Begin, room: int) -> Ends:
+    """The live hypotheses that met the limit, ``[batch, beam]``.
+
+    A row that was done before has live ones too, and whatever was written last for them, which may be an end of
+    sentence; no live hypothesis has one.
+    """
+    limits = jnp.minimum(start.limits, room)
+    last = jnp.maximum(limits - 1, 0), jnp.arange(limits.shape[0])
+    tokens = search.history.tokens[last]
+    log_probs = jnp.where(tokens == EOS_ID, IMPOSSIBLE, search.log_probs)
+    lengths = jnp.broadcast_to(limits[:, None], log_probs.shape)
     return Ends(
-        scores=rules.score(search.log_probs, start.divisors[lengths], search.carried.coverage),
-        log_probs=search.log_probs,
+        scores=rules.score(log_probs, start.divisors[lengths], search.carried.coverage),
+        log_probs=log_probs,
         lengths=lengths,
-        tokens=search.history.tokens[last, jnp.arange(last.shape[0])],
-        parents=search.history.parents[last, jnp.arange(last.shape[0])],
+        tokens=tokens,
+        parents=search.history.parents[last],
     )
 
 

@@ -1,6 +1,6 @@
 """What a hypothesis must not or must contain, as log-probabilities that are made impossible.
 
-Nothing is renormalised: a score stays what the model says, and so equals that of forced decoding.
+Unless `renormalized` is asked for, a score stays what the model says, and so equals that of forced decoding.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from attn_jax.decoding.hypotheses import IMPOSSIBLE
+from attn_jax.decoding.hypotheses import IMPOSSIBLE, log_probabilities
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID
 
 Array = jax.Array
@@ -64,6 +64,33 @@ def block_repeats(log_probs: Array, past: Array, position: Array | int, n: int) 
     rows, slots = jnp.arange(past.shape[0])[:, None, None], jnp.arange(past.shape[1])[:, None]
     same = jnp.broadcast_to(same, (*past.shape[:2], starts))
     return log_probs.at[rows, slots, past[..., n - 1 :]].min(jnp.where(same, IMPOSSIBLE, 0.0))
+
+
+def force_end(log_probs: Array, position: Array | int, limits: Array) -> Array:
+    """At the last position that a row has, leaves the end of the sentence alone possible, with probability 1.
+
+    Args:
+      log_probs: ``[batch, width, vocab]``.
+      position: tokens generated so far.
+      limits: ``[batch]``, the most tokens of each row.
+
+    Returns:
+      ``[batch, width, vocab]``.
+
+    >>> force_end(jnp.full((2, 1, 3), -1.5), 3, jnp.array([4, 5])).tolist()
+    [[[-1000000000.0, -1000000000.0, 0.0]], [[-1.5, -1.5, -1.5]]]
+    """
+    end = jnp.where(jnp.arange(log_probs.shape[-1]) == EOS_ID, 0.0, IMPOSSIBLE).astype(log_probs.dtype)
+    return jnp.where((jnp.asarray(position) + 1 == limits)[:, None, None], end, log_probs)
+
+
+def renormalized(log_probs: Array) -> Array:
+    """``log_probs [..., vocab]`` such that the probabilities of what is possible sum to 1.
+
+    >>> [round(float(p), 2) for p in jnp.exp(renormalized(jnp.log(jnp.array([0.1, 0.3]))))]
+    [0.25, 0.75]
+    """
+    return jnp.where(log_probs > IMPOSSIBLE / 2, log_probabilities(log_probs), IMPOSSIBLE)
 
 
 def force_prefix(log_probs: Array, free: Array, position: Array | int, prefix: Array) -> Array:

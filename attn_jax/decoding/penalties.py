@@ -11,12 +11,13 @@ LEAST_COVERAGE = 1e-6
 """A source position counts as looked at by at least this much, so that its logarithm is finite: -13.8."""
 
 
-def length_divisor(lengths: Array, penalty: float | Array | str) -> Array:
+def length_divisor(lengths: Array, penalty: float | Array | str, offset: float | Array = 5.0) -> Array:
     """Length penalty: ``score = log_prob / ((5 + length) / 6) ** alpha``, or ``log_prob / length`` for ``"average"``.
 
     Args:
-      lengths: any shape, number of tokens with end of sentence.
+      lengths: any shape, number of tokens with end of sentence; 0 counts as 1.
       penalty: alpha (0 = none, larger favours longer; may be traced), or ``"average"``.
+      offset: in place of the 5, and 6 is one more; may be traced. 0 divides by ``length ** alpha``.
 
     Returns:
       float32 divisors, shaped like ``lengths``.
@@ -31,13 +32,15 @@ def length_divisor(lengths: Array, penalty: float | Array | str) -> Array:
     [1.0, 2.0]
     >>> length_divisor(jnp.array([1, 7]), "average").tolist()
     [1.0, 7.0]
+    >>> [round(float(d), 3) for d in length_divisor(jnp.array([1, 4]), 0.5, offset=0.0)]
+    [1.0, 2.0]
     """
-    lengths = jnp.asarray(lengths).astype(jnp.float32)
+    lengths = jnp.maximum(jnp.asarray(lengths).astype(jnp.float32), 1.0)
     if isinstance(penalty, str):
         if penalty != "average":
             raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {penalty!r}")
-        return jnp.maximum(lengths, 1.0)
-    return ((5.0 + lengths) / 6.0) ** penalty
+        return lengths
+    return ((offset + lengths) / (offset + 1.0)) ** penalty
 
 
 def coverage_penalty(coverage: Array, src_mask: Array, beta: float | Array) -> Array:

@@ -64,12 +64,12 @@ def rollout(
         raise ValueError(f"width must be at least 1, found {width}")
     rules = Rules(**rules)
     start = begin(step, state, rules, width=width, max_len=max_len)
-    batch, limits = start.tokens.shape[0], start.limits[:, None]
+    batch, limits, room = start.tokens.shape[0], start.limits[:, None], rules.room or max_len
 
     def advance(now: _Rollout) -> _Rollout:
         logits, weights, after = step(now.last, state.replace(dynamic=now.dynamic))
         past = jnp.moveaxis(now.tokens, 0, -1) if rules.no_repeat_ngram else None
-        log_probs = rules.allowed(log_probabilities(logits), now.position, past)
+        log_probs = rules.allowed(log_probabilities(logits), now.position, past, start.limits)
         tokens = choose(log_probs, now.position).astype(jnp.int32)
         chosen = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1, mode="clip")[..., 0]
         tokens = jnp.where(now.done, PAD_ID, tokens)
@@ -90,7 +90,7 @@ def rollout(
         )
 
     def unfinished(now: _Rollout) -> Array:
-        return (now.position < max_len) & ~jnp.all(now.done)
+        return (now.position < room) & ~jnp.all(now.done)
 
     looked = start.weights
     end = _Rollout(
@@ -100,8 +100,8 @@ def rollout(
         done=jnp.broadcast_to(limits == 0, (batch, width)),
         lengths=jnp.zeros((batch, width), jnp.int32),
         log_probs=jnp.zeros((batch, width), start.dtype),
-        tokens=jnp.full((max_len, batch, width), PAD_ID, jnp.int32),
-        weights=None if looked is None else jnp.zeros((max_len, *looked.shape), looked.dtype),
+        tokens=jnp.full((room, batch, width), PAD_ID, jnp.int32),
+        weights=None if looked is None else jnp.zeros((room, *looked.shape), looked.dtype),
     )
     end = lax.while_loop(unfinished, advance, end)
     exists = (end.lengths > 0) & (end.log_probs > IMPOSSIBLE / 2)  # constraints may leave nothing to choose from
@@ -116,4 +116,5 @@ def rollout(
         scores=rules.score(log_probs, start.divisors[lengths], weights.sum(0) if rules.covers else None),
         finished=jnp.any(tokens == EOS_ID, axis=0),
         weights=None if weights is None else jnp.moveaxis(weights, 0, 2),
+        settled=end.done.all(-1),
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attn_jax.decoding.constraints import block_repeats, forbid, force_prefix
+from attn_jax.decoding.constraints import block_repeats, forbid, force_end, force_prefix, renormalized
 from attn_jax.decoding.hypotheses import IMPOSSIBLE, Step, batch_size, first_tokens, score_dtype, widen
 from attn_jax.decoding.penalties import coverage_penalty, length_divisor
 from attn_jax.models.protocol import DecodeState
@@ -27,10 +27,15 @@ class Rules:
 
     Attributes:
       length_penalty: alpha of ``((5 + length) / 6) ** alpha`` (0: none), or ``"average"``; see ``length_divisor``.
+      length_offset: in place of the 5.
       coverage_penalty: beta, not negative (0 or None: off); needs a decoder that attends, and ``src_mask``.
       src_mask: ``[batch, src_len]`` bool, the real source positions.
       min_len: least tokens of a hypothesis, with end of sentence.
       no_repeat_ngram: no sequence of so many tokens occurs twice in a hypothesis (0: off).
+      forced_end: a hypothesis that meets its limit ends there, with probability 1; otherwise it is cut.
+      renormalize: the probabilities of what the constraints leave sum to 1 again.
+      room: steps that there is room for, fewer than ``max_len`` for a first try: a row that needs more is not
+        ``settled`` then. The others are as with all the room. None: ``max_len``.
       prefix: ``[batch, prefix_len]`` ids that the hypotheses of a row must begin with, ``PAD_ID`` after the end of a
         shorter one. They are part of the result, with their log-probabilities and attention.
       active: ``[batch]`` bool; rows with False are empty slots and cost no step.
@@ -44,10 +49,14 @@ class Rules:
     """
 
     length_penalty: float | Array | str = 0.0
+    length_offset: float | Array = 5.0
     coverage_penalty: float | Array | None = None
     src_mask: Array | None = None
     min_len: int = 1
     no_repeat_ngram: int = 0
+    forced_end: bool = False
+    renormalize: bool = False
+    room: int | None = None
     prefix: Array | None = None
     active: Array | None = None
     row_max_len: Array | None = None
@@ -68,14 +77,19 @@ class Rules:
         beta = self.coverage_penalty
         return beta is not None and not (isinstance(beta, int | float) and beta == 0)
 
-    def allowed(self, log_probs: Array, position: Array, past: Array | None) -> Array:
+    def allowed(self, log_probs: Array, position: Array, past: Array | None, limits: Array) -> Array:
         """The log-probabilities ``[batch, width, vocab]`` of what may come next, ``IMPOSSIBLE`` for all else.
 
-        ``past [batch, width, max_len]`` is the hypotheses so far; only ``no_repeat_ngram`` looks at it.
+        ``past [batch, width, max_len]`` is the hypotheses so far; only ``no_repeat_ngram`` looks at it. ``limits
+        [batch]`` are those of `Begin`.
         """
         free = forbid(log_probs, position, self.min_len)
         if self.no_repeat_ngram:
             free = block_repeats(free, past, position, self.no_repeat_ngram)
+        if self.forced_end:
+            free = force_end(free, position, limits)
+        if self.renormalize:
+            free = renormalized(free)
         return free if self.prefix is None else force_prefix(log_probs, free, position, self.prefix)
 
     def score(self, log_probs: Array, divisors: Array, coverage: Array | None) -> Array:
@@ -129,7 +143,7 @@ def begin(step: Step, state: DecodeState, rules: Rules, *, width: int, max_len: 
         chex.assert_type(rules.prefix, int)
         chex.assert_shape(rules.prefix, (batch, None))
     limits = length_limits(batch, max_len, rules.active, rules.row_max_len)
-    divisors = length_divisor(jnp.arange(max_len + 1), rules.length_penalty)
+    divisors = length_divisor(jnp.arange(max_len + 1), rules.length_penalty, rules.length_offset)
     return Begin(tokens, dynamic, limits, divisors, score_dtype(logits), weights)
 
 

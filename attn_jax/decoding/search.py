@@ -30,6 +30,7 @@ def split(config: SearchConfig) -> tuple[SearchConfig, dict[str, np.ndarray]]:
     True
     """
     stands_for: dict[str, Any] = {
+        "length_offset": 5.0,
         "coverage_penalty": float(config.coverage_penalty > 0),
         "diversity": 0.0,
         "temperature": 1.0,
@@ -71,9 +72,12 @@ def search(
     options = rules | {
         "max_len": max_len,
         "length_penalty": numbers.get("length_penalty", config.length_penalty),
+        "length_offset": numbers["length_offset"],
         "coverage_penalty": numbers["coverage_penalty"] if config.coverage_penalty else None,
         "no_repeat_ngram": config.no_repeat_ngram,
         "min_len": config.min_len,
+        "forced_end": config.forced_end,
+        "renormalize": config.renormalize,
     }
     if config.sample:
         return sample(
@@ -90,7 +94,7 @@ def search(
         )
     if config.beam == 1 and not return_tree:
         return greedy(step, state, **options)
-    groups = {"groups": config.groups, "diversity": numbers["diversity"]}
+    groups = {"groups": config.groups, "diversity": numbers["diversity"], "stop": config.stop}
     return beam_search(
         step, state, beam=config.beam, n_best=config.n_best, return_tree=return_tree, **groups, **options
     )

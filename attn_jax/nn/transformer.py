@@ -8,6 +8,7 @@ whole sequence under a causal mask, or one step against a cache; the numbers are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -25,8 +26,13 @@ from attn_jax.nn.settings import check_one_of, check_share
 
 Array = jax.Array | np.ndarray
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "swish": jax.nn.swish}
-"""The non-linearities of the feed-forward layer by name."""
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": partial(jax.nn.gelu, approximate=False),
+    "swish": jax.nn.swish,
+}
+"""The non-linearities of the feed-forward layer by name; ``gelu`` is the tanh approximation of ``gelu_exact``."""
 
 
 class FeedForward(nn.Module):

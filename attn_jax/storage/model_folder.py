@@ -133,7 +133,7 @@ def load_model_folder(path: str | Path) -> ModelFolder:
             raise IntegrityError(f"{path / CONFIG}: expected a JSON object, found {type(config).__name__}")
         for name in names:
             manifest.verify_file(path, name, record)
-        return ModelFolder(config, _read_tensors(path / PARAMS), path)
+        return ModelFolder(config, _read_params(path / PARAMS), path)
     except IntegrityError as error:
         raise ModelFolderError(f"{error}; copy the model folder again from where it came, or train it anew") from error
 
@@ -167,7 +167,19 @@ def _write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file(tensors, path)
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path, dtypes: Mapping[str, np.dtype] = DTYPES) -> dict[str, np.ndarray]:
+    """Reads a safetensors file.
+
+    Args:
+      path: the file.
+      dtypes: what it may hold, by the names of its header.
+
+    Returns:
+      Arrays by name.
+
+    Raises:
+      IntegrityError: for a broken file, or a tensor of another type.
+    """
     from safetensors import SafetensorError, deserialize  # safetensors.numpy does not know bfloat16 when it reads
 
     try:
@@ -176,11 +188,16 @@ def _read_tensors(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path}: safetensors header broken ({error})") from error
     tensors = {}
     for name, entry in entries:
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in dtypes:
             raise IntegrityError(
-                f"{path}: tensor {name} of unexpected dtype: expected {' or '.join(DTYPES)}, found {entry['dtype']}"
+                f"{path}: tensor {name} of unexpected dtype: expected {' or '.join(dtypes)}, found {entry['dtype']}"
             )
-        tensors[name] = np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = np.frombuffer(entry["data"], dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def _read_params(path: Path) -> dict[str, Any]:
+    tensors = read_tensors(path)
     try:
         return nest(tensors, ".")
     except IntegrityError as error:

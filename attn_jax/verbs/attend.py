@@ -34,7 +34,6 @@ class Attend:
         from attn_jax.hub import Translator
         from attn_jax.metrics.alignment import parse_pharaoh
         from attn_jax.pictures import attention_of
-        from attn_jax.search_config import SearchConfig
         from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
         from attn_jax.viz.viewer import write_attention_page
 
@@ -47,11 +46,11 @@ class Attend:
             )
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
-        config = SearchConfig(beam=self.beam, n_best=self.beam)
         gold = None if self.gold is None else parse_pharaoh([self.gold], "--gold")[0]
 
         def seen_by(folder: Path):
             translator = Translator.load(folder)
+            config = dataclasses.replace(translator.search, beam=self.beam, n_best=self.beam)
             extras = {"reference": self.reference, "gold": gold, "name": folder.resolve().name}
             return attention_of(translator, self.sentence, config, **extras)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import tyro
 
-from attn_jax.search_config import SearchConfig
+from attn_jax.verbs.search_options import SearchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Evaluate:
     """Reference translations."""
     ensemble: tuple[Path, ...] = ()
     """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
-    search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
-    """How to search."""
+    search: tyro.conf.OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
+    """How to search. What is left out is as the model's folder says, or else the default of attn_jax.SearchConfig."""
     batch_tokens: int = 2048
     """Source tokens searched at once."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -43,17 +43,18 @@ class Evaluate:
         from attn_jax.hub import Translator
         from attn_jax.metrics.translation import bleu, chrf
 
-        self.search.check()
-        text = read_parallel(self.src, self.ref)
         folders = (self.folder, *self.ensemble)
         translator = Translator.load(*folders, precision=self.precision)
+        search = self.search.over(translator.search)
+        search.check()
+        text = read_parallel(self.src, self.ref)
         started = time.perf_counter()
-        best = [found[0] for found in translator(text.src, self.search, batch_tokens=self.batch_tokens)]
+        best = [found[0] for found in translator(text.src, search, batch_tokens=self.batch_tokens)]
         outputs = [found.text for found in best]
         seconds = time.perf_counter() - started
         changed, left_blank = None, sum(not found.src_tokens for found in best)
         if self.precision != "float32":
-            exact = Translator.load(*folders)(text.src, self.search, batch_tokens=self.batch_tokens)
+            exact = Translator.load(*folders)(text.src, search, batch_tokens=self.batch_tokens)
             changed = sum(out != found[0].text for out, found in zip(outputs, exact, strict=True))
         lowercase = translator.tgt_vocab.lowercase
         references = [line.lower() for line in text.tgt] if lowercase else list(text.tgt)
@@ -88,8 +89,8 @@ class Translate:
     """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
     prefix: Path | None = None
     """A file with what each translation must begin with, line by line; lines may be blank."""
-    search: tyro.conf.OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
-    """How to search."""
+    search: tyro.conf.OmitArgPrefixes[SearchOptions] = field(default_factory=SearchOptions)
+    """How to search. What is left out is as the model's folder says, or else the default of attn_jax.SearchConfig."""
     replace_unknown: bool = False
     """Write the source word that was looked at most for each unknown word (word vocabularies)."""
     dictionary: Path | None = None
@@ -104,11 +105,12 @@ class Translate:
         from attn_jax.data.parallel import read_lines
         from attn_jax.hub import Translator
 
-        self.search.check()
         if self.dictionary and not self.replace_unknown:
             raise ValueError("--dictionary does nothing without --replace-unknown; give both")
         words = read_dictionary(self.dictionary) if self.dictionary else {}
         translator = Translator.load(self.folder, *self.ensemble, precision=self.precision)
+        search = self.search.over(translator.search)
+        search.check()
         prefix = None if self.prefix is None else read_lines(self.prefix).lines
         read = read_lines(sys.stdin.buffer)
         if read.report.skipped:
@@ -116,12 +118,12 @@ class Translate:
         if prefix is not None and len(prefix) != len(read.lines):
             raise ValueError(f"{self.prefix}: expected a line for each of the {len(read.lines)}, found {len(prefix)}")
         options = {"replace_unknown": words if self.replace_unknown else None, "batch_tokens": self.batch_tokens}
-        results = translator(read.lines, self.search, prefix=prefix, **options)
+        results = translator(read.lines, search, prefix=prefix, **options)
         filled = (bool(line.strip()) for line in read.lines)
         blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
         for number, found in enumerate(results):
-            if self.search.count == 1:
+            if search.count == 1:
                 print(found[0].text)
             else:
                 for hypothesis in found:

@@ -1,0 +1,1 @@
+"""Weights and vocabularies of other libraries, read without running anything of theirs."""

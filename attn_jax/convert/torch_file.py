@@ -1,0 +1,247 @@
+"""Tensors out of what ``torch.save`` wrote, without torch and without unpickling.
+
+A file of torch 1.6 or newer is a zip archive: ``NAME/data.pkl`` describes a dictionary of tensors in the language of
+pickle, and ``NAME/data/0, 1, ...`` hold the numbers. Unpickling may run any code. Here the description is read by an
+interpreter that knows the few instructions such a dictionary needs. A name in it is never looked up: it is one of the
+handful below, each with its meaning here, or the file is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    "torch FloatStorage": np.dtype(np.float32),
+    "torch DoubleStorage": np.dtype(np.float64),
+    "torch HalfStorage": np.dtype(np.float16),
+    "torch BFloat16Storage": np.dtype(jnp.bfloat16),
+    "torch LongStorage": np.dtype(np.int64),
+    "torch IntStorage": np.dtype(np.int32),
+    "torch ShortStorage": np.dtype(np.int16),
+    "torch CharStorage": np.dtype(np.int8),
+    "torch ByteStorage": np.dtype(np.uint8),
+    "torch BoolStorage": np.dtype(np.bool_),
+}
+"""What a storage may hold, by the name it has in the file."""
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"
+
+
+class TorchFileError(ValueError):
+    """A file is no dictionary of tensors, or asks for more than that; the message names it and the remedy."""
+
+
+class _Name(NamedTuple):
+    """``module name`` as the file says it: not looked up."""
+
+    text: str
+
+
+def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads a dictionary of tensors, such as a state dict.
+
+    Args:
+      path: what ``torch.save`` of torch 1.6 or newer wrote.
+
+    Returns:
+      Arrays by name, of the types they have in the file.
+
+    Raises:
+      TorchFileError: for the format before 1.6, for anything but a dictionary of dense tensors, and for a damaged file.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            if (head := file.read(4)) != ZIP:
+                raise TorchFileError(_not_a_zip(head))
+            with zipfile.ZipFile(file) as archive:
+                return _read_archive(archive)
+    except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise TorchFileError(f"{path}: damaged ({error}); copy it again from where it came") from error
+    except TorchFileError as error:
+        raise TorchFileError(f"{path}: {error}") from None
+
+
+def _not_a_zip(head: bytes) -> str:
+    if head.startswith(PICKLE):
+        return (
+            "has the format of torch before 1.6, which cannot be read without running it; open it with torch and save "
+            "it again: torch.save(torch.load(path, weights_only=True), path)"
+        )
+    return f"expected a zip archive that torch.save wrote, found a file that begins with {head!r}"
+
+
+def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    members = {member.filename: member for member in archive.infolist()}
+    descriptions = [name for name in members if name.endswith("data.pkl") and name.count("/") <= 1]
+    if len(descriptions) != 1:
+        raise TorchFileError(f"expected one data.pkl, found {len(descriptions)}; is it a file that torch.save wrote?")
+    folder = descriptions[0].removesuffix("data.pkl")
+
+    def member(name: str) -> bytes:
+        if members[folder + name].compress_type != zipfile.ZIP_STORED:  # torch never compresses; a zip bomb does
+            raise TorchFileError(f"expected {name} as it is, found it compressed")
+        return archive.read(folder + name)
+
+    if folder + "byteorder" in members and member("byteorder") != b"little":
+        raise TorchFileError("holds big-endian numbers; save it again on a little-endian machine")
+    storages: dict[str, np.ndarray] = {}
+
+    def storage(kind: str, name: str, length: int) -> np.ndarray:
+        if name not in storages:
+            storages[name] = np.frombuffer(member(f"data/{name}"), DTYPES[kind])
+        if storages[name].dtype != DTYPES[kind] or len(storages[name]) < length:
+            found = f"{len(storages[name])} of {storages[name].dtype}"
+            raise TorchFileError(f"expected {length} numbers of {DTYPES[kind]} in data/{name}, found {found}")
+        return storages[name]
+
+    try:
+        tensors = _interpret(member("data.pkl"), storage)
+    except (IndexError, TypeError, ValueError) as error:
+        if isinstance(error, TorchFileError):
+            raise
+        raise TorchFileError(f"its description cannot be read ({error}); copy it again from where it came") from error
+    if not isinstance(tensors, dict):
+        raise TorchFileError(f"expected a dictionary of tensors, found {type(tensors).__name__}; save the state_dict()")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
+            found = f"{name!r:.60} of type {type(tensor).__name__}"
+            raise TorchFileError(f"expected tensors by name, found {found}; save the model's state_dict() alone")
+    return tensors
+
+
+def _interpret(description: bytes, storage: Callable[[str, str, int], np.ndarray]) -> Any:
+    """What a description describes. Attributes of its objects (a state dict's metadata) are left out."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        mark = marks.pop()
+        found = stack[mark:]
+        del stack[mark:]
+        return found
+
+    def last(count: int) -> list[Any]:
+        if len(stack) < count:
+            raise TorchFileError("its description takes more than it put down")
+        found = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return found
+
+    for instruction, value, place in pickletools.genops(description):
+        match instruction.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return last(1)[0]
+            case "MARK":
+                marks.append(len(stack))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[instruction.name])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(value)
+            case "TUPLE":
+                stack.append(tuple(above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(last(int(instruction.name[-1]))))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "APPEND":
+                _list(stack[-2]).append(last(1)[0])
+            case "APPENDS":
+                items = above_mark()
+                _list(stack[-1]).extend(items)
+            case "SETITEM":
+                name, item = last(2)
+                _dict(stack[-1])[name] = item
+            case "SETITEMS":
+                items = above_mark()
+                _dict(stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+            case "GLOBAL":
+                stack.append(_Name(value))
+            case "STACK_GLOBAL":
+                stack.append(_Name(" ".join(last(2))))
+            case "BINPERSID":
+                stack.append(_stored(last(1)[0], storage))
+            case "REDUCE":
+                stack.append(_call(*last(2)))
+            case "BUILD":
+                last(1)
+            case other:
+                raise TorchFileError(f"refused: its description uses {other} at byte {place}, which no tensor needs")
+    raise TorchFileError("its description has no end")
+
+
+def _list(value: Any) -> list:
+    if not isinstance(value, list):
+        raise TorchFileError(f"its description appends to {type(value).__name__}")
+    return value
+
+
+def _dict(value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise TorchFileError(f"its description sets an item of {type(value).__name__}")
+    return value
+
+
+def _stored(reference: Any, storage: Callable[[str, str, int], np.ndarray]) -> np.ndarray:
+    """The numbers that ``("storage", type, name, device, length)`` stands for."""
+    if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
+        raise TorchFileError(f"expected a reference to a storage, found {reference!r:.60}")
+    _, kind, name, _, length = reference
+    if not isinstance(kind, _Name) or kind.text not in DTYPES:
+        raise TorchFileError(f"refused: expected a storage of {_known()}, found {getattr(kind, 'text', kind)!r:.60}")
+    if not isinstance(name, str) or not name.isalnum() or not isinstance(length, int):
+        raise TorchFileError(f"expected the name and length of a storage, found {name!r:.40} and {length!r:.40}")
+    return storage(kind.text, name, length)
+
+
+def _known() -> str:
+    return ", ".join(name.removeprefix("torch ") for name in DTYPES)
+
+
+def _call(name: Any, arguments: tuple) -> Any:
+    """What the few functions of a state dict give."""
+    match name:
+        case _Name("collections OrderedDict") if arguments == ():
+            return {}
+        case _Name("torch._utils _rebuild_tensor_v2"):
+            return _tensor(*arguments[:4])
+        case _Name("torch._utils _rebuild_parameter"):
+            return arguments[0]
+    raise TorchFileError(
+        f"refused: asks to run {getattr(name, 'text', name)!r:.80}; a file of weights needs no code, so do not trust "
+        "it. If it is yours, save the model's state_dict() alone"
+    )
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:
+    """A tensor as a copy of its part of a storage, which must hold all of it."""
+    whole = [storage.size if isinstance(storage, np.ndarray) else -1, offset, *shape, *strides]
+    if any(not isinstance(number, int) or number < 0 for number in whole) or len(shape) != len(strides):
+        raise TorchFileError(f"expected a tensor, found offset {offset!r:.40}, shape {shape!r:.40}, {strides!r:.40}")
+    size = math.prod(shape)
+    end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if size else offset
+    if end > storage.size or size > storage.size:
+        raise TorchFileError(f"a tensor of shape {list(shape)} reaches past the {storage.size} numbers of its storage")
+    bytes_apart = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_apart, writeable=False).copy()

@@ -1,0 +1,34 @@
+"""Models that others trained, as what a translator is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from attn_jax.convert import marian
+from attn_jax.data.pieces import PieceVocabulary
+from attn_jax.models.families import build_model
+from attn_jax.search_config import SearchConfig
+
+
+def load_marian(
+    folder: str | Path, *, punctuation: str = "", precision: str = "float32"
+) -> tuple[Any, Any, PieceVocabulary, PieceVocabulary, SearchConfig]:
+    """Model, parameters, vocabularies and search of a Marian model; see `attn_jax.convert.marian`.
+
+    Args:
+      folder: as Hugging Face publishes it, such as opus-mt-en-fr.
+      punctuation: a language by whose rules the source's punctuation is normalised; "" leaves it as it is.
+      precision: of the products.
+
+    Raises:
+      ConversionError, TorchFileError, IntegrityError, VocabularyError: for a folder that cannot be converted.
+    """
+    found = marian.read_marian(folder)
+    src = PieceVocabulary(*found.src, punctuation)
+    tgt = src if found.tgt is found.src and not punctuation else PieceVocabulary(*found.tgt)
+    model = build_model(marian.FAMILY, {**found.settings, "precision": precision})
+    return model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search)
