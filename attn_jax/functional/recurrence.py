@@ -1,4 +1,4 @@
-"""Recurrences: the RNN, GRU and LSTM cells, and the scan that runs them with deferred weight gradients.
+"""Recurrences: the RNN, GRU, LSTM and SSRU cells, and the scan that runs them with deferred weight gradients.
 
 A cell is a plain function ``cell(einsum, weights, carry, x) -> (carry, output)``. ``x`` is the *projected* input
 (everything that does not depend on the carry is multiplied once for all steps, outside the loop), and the only product
@@ -301,6 +301,41 @@ def gru_cell(
     products = jnp.concatenate([r_and_z, n + weights["candidate_bias"]], axis=-1)
     hidden = _gru_gates(x, products, carry)
     return hidden, hidden
+
+
+def ssru_cell(
+    einsum: Einsum,
+    weights: Any,
+    carry: Float[Array, "*batch hidden"],
+    x: Float[Array, "*batch 2*hidden"],
+) -> tuple[Float[Array, "*batch hidden"], Float[Array, "*batch hidden"]]:
+    """The SSRU: ``c' = f c + (1 - f) u``, ``h = relu(c')`` with ``f = s(g)`` and ``[u g] = x``.
+
+    No product is left in the loop: both the input and the gate see the step's own input alone.
+
+    Args:
+      einsum: not used, nor are the weights: there are none.
+      weights: any.
+      carry: the cell, ``[..., hidden]``.
+      x: projected input and forget gate, ``[..., 2 * hidden]``.
+
+    Returns:
+      The new cell and the output.
+
+    References:
+      Kim et al., From research to production and back: ludicrously fast neural machine translation (2019), section 3.1,
+      ACL D19-5632.
+
+    Example:
+      >>> cell, output = ssru_cell(jnp.einsum, None, jnp.array([4.0, -4.0]), jnp.array([2.0, 2.0, 0.0, 0.0]))
+      >>> cell.tolist(), output.tolist()
+      ([3.0, -1.0], [3.0, 0.0])
+    """
+    del einsum, weights
+    inputs, gate = jnp.split(x, 2, axis=-1)
+    forget = jax.nn.sigmoid(gate)
+    cell = forget * carry + (1 - forget) * inputs
+    return cell, jax.nn.relu(cell)
 
 
 class Cell(NamedTuple):

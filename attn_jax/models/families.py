@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from attn_jax.models.ssru import SSRUTransformer, SSRUTransformerConfig
 from attn_jax.models.transformer import Transformer, TransformerConfig
 from attn_jax.nn.settings import check_types
 
@@ -21,6 +22,7 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "recurrent": Family(Seq2SeqConfig, Seq2Seq),
     "transformer": Family(TransformerConfig, Transformer),
+    "ssru": Family(SSRUTransformerConfig, SSRUTransformer),
 }
 """Model families by name. Each provides the decoding protocol."""
 
@@ -51,4 +53,4 @@ def build_model(family: str, settings: Mapping[str, Any]) -> Any:
 
 def family_of(model: Any) -> str:
     """The name of a model's family."""
-    return next(name for name, family in FAMILIES.items() if isinstance(model, family.module))
+    return next(name for name, family in FAMILIES.items() if type(model) is family.module)

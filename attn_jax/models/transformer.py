@@ -18,7 +18,7 @@ from attn_jax.functional.products import PRECISIONS
 from attn_jax.models.protocol import Batch, DecodeState, StepOutput, check_source, check_target, shift_right
 from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
-from attn_jax.nn.transformer import ACTIVATIONS, Cache, DecoderBlock, TransformerEncoder
+from attn_jax.nn.transformer import ACTIVATIONS, DecoderBlock, TransformerEncoder
 
 Array = jax.Array | np.ndarray
 
@@ -124,7 +124,7 @@ class DecoderCaches(NamedTuple):
     """What a hypothesis carries along: the number of steps taken ``[batch, beam]``, and one cache a block."""
 
     position: Array
-    blocks: tuple[Cache, ...]
+    blocks: tuple[Any, ...]
 
 
 class Transformer(nn.Module):
@@ -136,6 +136,9 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
+    block_type = DecoderBlock
+    """Of the decoder."""
+
     def setup(self):
         """Builds the parts."""
         c = self.config
@@ -145,7 +148,7 @@ class Transformer(nn.Module):
             self.src_embed if c.share_embeddings else nn.Embed(c.tgt_vocab_size, c.d_model, embedding_init=embedding)
         )
         self.encoder = TransformerEncoder(c.encoder_layers, c.block)
-        self.decoder = [DecoderBlock(**c.decoder_block) for _ in range(c.decoder_layers)]
+        self.decoder = [self.block_type(**c.decoder_block) for _ in range(c.decoder_layers)]
         if c.norm_first:
             self.decoder_norm = nn.LayerNorm(c.norm_epsilon)
         self.drop = Dropout(c.dropout)
@@ -221,7 +224,9 @@ class Transformer(nn.Module):
             outputs, looked = block(outputs, source, batch.tgt_mask, batch.src_mask, deterministic=deterministic)
             weights.append(looked)
         maps = {"encoder": list(jnp.moveaxis(encoder_weights, 1, 0))}
-        maps |= {"decoder": [w.own for w in weights], "cross": [w.cross for w in weights]}
+        if weights[0].own is not None:
+            maps["decoder"] = [w.own for w in weights]
+        maps["cross"] = [w.cross for w in weights]
         return self._normed(outputs), maps
 
     def _reduced(self, cross: list[Array]) -> Array:
@@ -241,6 +246,10 @@ class Transformer(nn.Module):
         positions = self.config.encodings(batch.src.shape[1])
         embedded = self._embed(self.src_embed, batch.src, positions, deterministic)
         return self.encoder(embedded, batch.src_mask, deterministic=deterministic)
+
+    def _next_encoding(self, caches: DecoderCaches) -> Float[Array, "batch beam d_model"]:
+        """The encoding of the position that comes next."""
+        return self.config.encodings(caches.blocks[0].keys.shape[2])[caches.position]
 
     def _embed(self, embed: nn.Embed, tokens: Array, positions: Array, deterministic: bool) -> Array:
         """Embeddings, scaled, plus the encodings of their positions ``[..., time, d_model]``."""
@@ -284,8 +293,7 @@ class Transformer(nn.Module):
         chex.assert_rank(tokens, 2)
         chex.assert_tree_shape_prefix(state.dynamic, tokens.shape)
         position, caches, looked = state.dynamic.position, [], []
-        positions = self.config.encodings(state.dynamic.blocks[0].keys.shape[2])
-        outputs = self._embed(self.tgt_embed, tokens, positions[position], deterministic=True)
+        outputs = self._embed(self.tgt_embed, tokens, self._next_encoding(state.dynamic), deterministic=True)
         for block, cache, memory in zip(self.decoder, state.dynamic.blocks, state.memory, strict=True):
             outputs, weights, grown = block.step(outputs, cache, position, memory)
             caches.append(grown)

@@ -38,10 +38,11 @@ class Fetch:
 class Convert:
     """Make a model folder of a model that was trained elsewhere."""
 
-    form: tyro.conf.Positional[Literal["marian"]]
-    """marian: a Marian model as Hugging Face publishes it, such as opus-mt-en-fr."""
+    form: tyro.conf.Positional[Literal["marian", "bergamot"]]
+    """marian: a Marian model as Hugging Face publishes it, such as opus-mt-en-fr. bergamot: a small model of Bergamot
+    or Firefox Translations in Marian's own files, model*.bin or model*.npz, and vocab*.spm."""
     source: tyro.conf.Positional[Path]
-    """Its folder; attn-jax fetch makes one."""
+    """Its folder; attn-jax fetch makes one of a Marian model."""
     out: tyro.conf.Positional[Path]
     """Where the model folder goes."""
     punctuation: str = ""
@@ -52,11 +53,17 @@ class Convert:
     def run(self) -> None:
         """Writes the model folder."""
         from attn_jax.hub import Translator
-        from attn_jax.pretrained import load_marian
+        from attn_jax.pretrained import load_marian, load_student
 
-        translator = Translator(*load_marian(self.source, punctuation=self.punctuation))
+        if self.form == "marian":
+            parts, origin = load_marian(self.source, punctuation=self.punctuation), "a Marian model of Hugging Face"
+        elif self.punctuation:
+            raise ValueError("--punctuation is for convert marian; leave it off")
+        else:
+            parts, origin = load_student(self.source), "a small model of Bergamot; its eight bits became float32"
+        translator = Translator(*parts)
         card = (
-            f"# A translation model, converted\n\nFrom {self.source.resolve().name}, a Marian model in the form of "
-            "Hugging Face.\nThe licence of its makers holds for it here too.\n"
+            f"# A translation model, converted\n\nFrom {self.source.resolve().name}, {origin}.\n"
+            "The licence of its makers holds for it here too.\n"
         )
         print(translator.save(self.out, card=card, overwrite=self.overwrite))
