@@ -91,7 +91,8 @@ def experiment_violations(tree, module):
         parts = [*source.split("."), *([name] if name else [])]
         if parts[0] == EXPERIMENTS and parts[:2] not in ([EXPERIMENTS, "runner"], own):
             found.append(f"{module}:{line}: an experiment may not import {'.'.join(parts)}")
-        if parts[0] == "tests" or (parts[0] == LIBRARY and any(part.startswith("_") for part in parts)):
+        hidden = any(part.startswith("_") and not part.endswith("__") for part in parts)
+        if parts[0] == "tests" or (parts[0] == LIBRARY and hidden):
             found.append(f"{module}:{line}: an experiment may not import {'.'.join(parts)}, which is not public")
     return found
 
@@ -215,7 +216,9 @@ def test_what_experiments_import(code, bad):
 
 
 def test_the_files_of_one_experiment_import_each_other():
-    code = ast.parse("from experiments.speed.measure import X\nfrom experiments.speed import work\nfrom experiments import nmt")
+    code = ast.parse(
+        "from experiments.speed.measure import X\nfrom experiments.speed import work\nfrom experiments import nmt"
+    )
     found = ["experiments.speed.layer:3: an experiment may not import experiments.nmt"]
     assert experiment_violations(code, "experiments.speed.layer") == found
 

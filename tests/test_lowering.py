@@ -45,7 +45,7 @@ def test_the_training_step_lowers_for_every_platform(model):
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state = TrainState(step=count, params=params, opt_state=jax.eval_shape(optimizer.init, params))
     check(lambda *args: gradient(*args, None, None), params, count, batch, jax.random.key(1))
-    check(lambda state, grads: update(state, grads), state, params)
+    check(update, state, params)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -62,7 +62,7 @@ def test_the_search_lowers_for_every_platform(model):
 
 
 def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back():
-    """Forward and backward: two encoder directions; the decoder's state, fed features, scores, context, two readouts."""
+    """Both ways: two encoder directions; the decoder's state, fed features, scores, context and two readouts."""
     model, batch = MODELS["recurrent"], batch_of_two()
     gradient, _ = make_train_step(model, make_optimizer(OptimizerConfig(), 100)).jitted
     args = shapes_of(model, batch), jax.ShapeDtypeStruct((), jnp.int32), batch, jax.random.key(1), None, None

@@ -113,7 +113,9 @@ def test_torch_trains_a_model_of_the_same_size(attention):
     params = jax.eval_shape(model.init, jax.random.key(0), work.draw(sizes).as_batch())
     ours = sum(leaf.size for leaf in jax.tree.leaves(params))
     theirs = sum(parameter.numel() for parameter in Translator(sizes).parameters())
-    second_biases = 2 * (3 * sizes.encoder - sizes.encoder)  # PyTorch's GRU has two a gate, ours one, and the candidate's
+    second_biases = 2 * (
+        3 * sizes.encoder - sizes.encoder
+    )  # PyTorch's GRU has two a gate, ours one, and the candidate's
     assert theirs - second_biases == ours
 
 

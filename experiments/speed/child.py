@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 
 
 def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
-    """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, cached as the command line does."""
+    """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, compilations cached."""
     from attn_jax.cli import use_compilation_cache
     from experiments.speed import work
 

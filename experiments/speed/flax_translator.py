@@ -24,10 +24,11 @@ class Step(nn.Module):
         """``embedded [batch, embed]`` to logits ``[batch, vocab]``."""
         sizes, (state, fed) = self.sizes, carry
         state, hidden = nn.OptimizedLSTMCell(sizes.decoder)(state, jnp.concatenate([embedded, fed], -1))
-        keys = nn.Dense(sizes.decoder, use_bias=False, name="key")(values)
-        if sizes.attention == "additive":
-            query = nn.Dense(sizes.decoder, use_bias=False, name="query")(hidden)
-            scores = nn.Dense(1, use_bias=False, name="v")(jnp.tanh(query[:, None] + keys))[..., 0]
+        additive = sizes.attention == "additive"
+        keys = nn.Dense(sizes.decoder, use_bias=additive, name="key")(values)
+        if additive:
+            query = nn.Dense(sizes.decoder, name="query")(hidden)
+            scores = nn.Dense(1, name="v")(jnp.tanh(query[:, None] + keys))[..., 0]
         else:
             scores = jnp.einsum("bd,bkd->bk", hidden, keys)
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e9))

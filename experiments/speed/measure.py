@@ -134,7 +134,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
     Args:
       contest: see `Contest`.
       rates: operations a second of this machine's products, by precision, from `product_rates`.
-      quick: few rounds, and no slow contenders.
+      quick: one round, and no slow contenders.
 
     Returns:
       Plain numbers: by contender milliseconds (median and quartiles), seconds until the first result less the time of
@@ -165,7 +165,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         first[contender.name] = time.perf_counter() - began
         works[contender.name] = work.call
         entry["memory_mb"] = work.memory_mb
-    times = alternate(works, 0 if quick else contest.seconds, least=2 if quick else 5)
+    times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5)
     ours = float(np.median(times[OURS])) if OURS in times else None
     for name, seconds in times.items():
         entry, median = found[name], float(np.median(seconds))

@@ -22,7 +22,7 @@ def run(quick: bool = False) -> Section:
     sizes, found = Sizes(**TINY) if quick else Sizes(), {"cold": [], "warm": []}
     for _ in range(1 if quick else RUNS):
         with tempfile.TemporaryDirectory() as cache:
-            for kind, starts in found.items():
+            for starts in found.values():
                 arguments = {"sizes": dataclasses.asdict(sizes), "spawned": time.time()}
                 environment = {"JAX_COMPILATION_CACHE_DIR": cache}
                 starts.append(in_child("first_step", environment=environment, **arguments))

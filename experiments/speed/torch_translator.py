@@ -29,10 +29,10 @@ class Attention(nn.Module):
     def __init__(self, sizes: Sizes):
         super().__init__()
         self.additive = sizes.attention == "additive"
-        self.key = nn.Linear(2 * sizes.encoder, sizes.decoder, bias=False)
+        self.key = nn.Linear(2 * sizes.encoder, sizes.decoder, bias=self.additive)
         if self.additive:
-            self.query = nn.Linear(sizes.decoder, sizes.decoder, bias=False)
-            self.v = nn.Linear(sizes.decoder, 1, bias=False)
+            self.query = nn.Linear(sizes.decoder, sizes.decoder)
+            self.v = nn.Linear(sizes.decoder, 1)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, padding: Tensor) -> Tensor:
         """``query [batch, q, decoder]`` gives contexts ``[batch, q, 2 * encoder]``; padding is True or -inf added."""

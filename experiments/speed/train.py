@@ -39,7 +39,7 @@ def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
     if precision == "float32":
         for name, unrolled in (("flax nn.scan", False), ("flax unrolled", True)):
             build = partial(flax_translator.training, sizes, data, unrolled=unrolled)
-            contenders.append(Contender(name, precision, build))
+            contenders.append(Contender(name, precision, build, slow=unrolled))
     title = f"training step, {sizes}, {precision}"
     return Contest(title, contenders, training_operations(sizes, data), goals, seconds=60, row="train")
 
