@@ -14,7 +14,7 @@ from experiments.speed.measure import Work
 from experiments.speed.work import Data
 
 
-def searching(config: TransformerConfig, data: Data, *, beam: int, steps: int) -> Work:
+def searching(config: TransformerConfig, data: Data, *, beam: int, steps: int, compute_type: str = "float32") -> Work:
     """Encodes a batch and searches ``steps`` tokens for every sentence."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{number}" for number in range(4, config.src_vocab_size))]
     with tempfile.TemporaryDirectory() as folder:
@@ -22,7 +22,7 @@ def searching(config: TransformerConfig, data: Data, *, beam: int, steps: int) -
         model.validate()
         model.optimize()
         model.save(folder)
-        translator = ctranslate2.Translator(folder, compute_type=config.precision, inter_threads=1)
+        translator = ctranslate2.Translator(folder, compute_type=compute_type, inter_threads=1)
     sources = [[words[word] for word in row[:length]] for row, length in zip(data.src, data.src_lengths, strict=True)]
     options = {"max_decoding_length": steps, "min_decoding_length": steps, "max_batch_size": 0}
     return Work(lambda: translator.translate_batch(sources, beam_size=beam, **options))

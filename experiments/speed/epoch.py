@@ -167,6 +167,8 @@ def joey_config(folder: Path, vocabulary: SubwordVocabulary, train: str, **train
             "optimizer": "adam",
             "adam_betas": [0.9, 0.98],
             "learning_rate": LEARNING_RATE,
+            "scheduling": "exponential",  # with a factor of 1; its default does not run with PyTorch 2.13
+            "decrease_factor": 1.0,
             "clip_grad_norm": CLIP,
             "label_smoothing": SMOOTHING,
             "loss": "crossentropy",
@@ -208,8 +210,8 @@ def run_joey(python: str, config: Path) -> str:
 
 
 def joey_throughput(python: str, config: Path) -> float:
-    """Target tokens a second of the first hundred updates, as Joey NMT reports them: its start is not counted."""
-    found = re.search(r"Step:\s+100\b.*?Tokens per Sec:\s+(\d+)", run_joey(python, config))
+    """Target tokens a second of all updates but its start, as Joey NMT reports them."""
+    found = re.search(rf"Step:\s+{BATCHES}\b.*?Tokens per Sec:\s+(\d+)", run_joey(python, config))
     if not found:
         raise RuntimeError("joeynmt reported no tokens per second")
     return float(found[1])

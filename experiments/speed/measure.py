@@ -41,7 +41,7 @@ class Contender(NamedTuple):
 
     Attributes:
       name: ``attn_jax``, or the peer.
-      precision: ``float32`` or ``bfloat16``, of the operands of the products.
+      precision: ``float32`` or ``bfloat16``, of the operands of the products; a peer may have others.
       build: makes the work; raises ImportError where the peer is not installed, MemoryError where it does not fit.
       slow: left out of ``--quick``.
     """
@@ -176,7 +176,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             "compile_s": max(first[name] - median, 0.0),
             "ratio": ours and median / ours,
         }
-        if contest.operations:
+        if contest.operations and entry["precision"] in rates:
             entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
         if contest.row and not quick:
             entry["peak_mb"] = in_child("peak", row=contest.row, contest=contest.title, contender=name).get("peak_mb")
