@@ -27,10 +27,12 @@ def test_examples_in_docstrings(module):
 def test_works_take_turns_and_the_first_is_another_in_each_round():
     calls = []
     works = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = alternate(works, seconds=0, least=3)
-    assert [len(times[name]) for name in "abc"] == [3, 3, 3]
-    turns = [name for before, name in zip([None, *calls[3:]], calls[3:], strict=False) if name != before]
-    assert turns == list("abcbcacab")  # after one call of each, which says how often a turn calls it
+    times = alternate(works, seconds=0.2)
+    rounds = len(times["a"])
+    assert rounds > 1 and [len(times[name]) for name in "abc"] == 3 * [rounds]
+    calls = calls[3:]  # one of each said how often a turn calls it
+    turns = [name for before, name in zip([None, *calls], calls, strict=False) if name != before]
+    assert "".join(turns) == ("abcbcacab" * rounds)[: 3 * rounds]
 
 
 def raising(error):

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,4 +119,6 @@ if __name__ == "__main__":
         # The allocator that the command line runs with serves every contender alike.
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    main()
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # so that compilations of torch.compile are seen in full too
+        main()

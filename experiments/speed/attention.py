@@ -12,7 +12,7 @@ from attn_jax.functional.attention import dot_product_attention_chunked
 from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, compiled_work, free_mb
 
 HEADS, HEAD_DIM = 8, 64
-LENGTHS = (1024, 4096, 8192, 16_384, 32_768)
+LENGTHS = (1024, 4096, 16_384, 32_768)
 QUICK_LENGTH = 64
 DENSE = "jax.nn.dot_product_attention"
 GOALS = {(4096, False): [Goal(DENSE, 3.5)], (4096, True): [Goal(DENSE, 2.5)]}

@@ -47,7 +47,7 @@ def recurrent(sizes: Sizes, *, beam: int, steps: int) -> Contest:
     goals = [Goal("torch eager", 1.1)] + ([Goal("torch eager", 2.3, NARROW_OURS)] if beam == 5 else [])
     title = f"{name_of(beam)}, {sizes.batch} sentences, {steps} tokens each, recurrent"
     operations = search_operations(model, data, beam, steps)
-    return Contest(title, contenders, operations, goals, seconds=25)
+    return Contest(title, contenders, operations, goals, seconds=15)
 
 
 def transformer(*, beam: int) -> Contest:
@@ -63,7 +63,7 @@ def transformer(*, beam: int) -> Contest:
         Contender("ctranslate2 int8", "int8", partial(ct2_search, wide, data, compute_type="int8", **search)),
     ]
     title = f"{name_of(beam)}, {sizes.batch} sentences, {STEPS} tokens each, Transformer"
-    return Contest(title, contenders, search_operations(Transformer(wide), data, beam, STEPS), seconds=20)
+    return Contest(title, contenders, search_operations(Transformer(wide), data, beam, STEPS), seconds=15)
 
 
 def name_of(beam: int) -> str:

@@ -52,7 +52,7 @@ def contest(layer: Layer, precision: str) -> Contest:
     contenders.append(Contender("torch.compile", precision, compiled, slow=True))
     goals = [Goal("flax nn.RNN", 1.3), Goal("keras (JAX)", 1.3)] if precision == "float32" else []
     title = f"{layer.cell.upper()} layer {layer[1:]}, forward and backward, {precision}"
-    return Contest(title, contenders, operations(layer), goals, seconds=12)
+    return Contest(title, contenders, operations(layer), goals, seconds=8)
 
 
 def operations(layer: Layer) -> float:

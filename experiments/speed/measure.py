@@ -92,7 +92,7 @@ class Section(NamedTuple):
 
 
 def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, np.ndarray]:
-    """Calls the works in turn, a different one first in each round, until the time is up.
+    """Calls the works in turn, a different one first in each round, until the time is up and there are enough rounds.
 
     Short works are called several times a turn, so that a turn takes at least 20 ms, and before each turn the threads
     of the one before are given 10 ms to fall asleep.
@@ -100,7 +100,7 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
     Args:
       works: what to call, by name; already warm.
       seconds: for all of them together.
-      least: rounds at least, whatever the time.
+      least: rounds at least, unless they take four times as long; one in any case.
 
     Returns:
       By name the seconds of a call in each round.
@@ -110,10 +110,10 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
         began = time.perf_counter()
         call()
         repeats[name] = max(1, math.ceil(0.02 / (time.perf_counter() - began)))
-    collects, end, turn = gc.isenabled(), time.perf_counter() + seconds, 0
+    collects, start, turn = gc.isenabled(), time.perf_counter(), 0
     gc.disable()
     try:
-        while turn < least or time.perf_counter() < end:
+        while (spent := time.perf_counter() - start) < seconds or (turn < least and spent < 4 * seconds) or not turn:
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 time.sleep(0.01)
                 began = time.perf_counter()
