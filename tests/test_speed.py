@@ -1,7 +1,9 @@
 """The speed scoreboard: how it counts and compares, who is missing, that all models are the same, and a quick run."""
 
 import doctest
+import itertools
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,15 +26,16 @@ def test_examples_in_docstrings(module):
 # Measuring.
 
 
-def test_works_take_turns_and_the_first_is_another_in_each_round():
+def test_works_take_turns_and_the_first_is_another_in_each_round(monkeypatch):
+    looks = itertools.count()
+    clock = SimpleNamespace(
+        perf_counter=lambda: 0.03 * next(looks), sleep=lambda seconds: None
+    )  # each look takes 30 ms
+    monkeypatch.setattr(measure, "time", clock)
     calls = []
-    works = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = alternate(works, seconds=0.2)
-    rounds = len(times["a"])
-    assert rounds > 1 and [len(times[name]) for name in "abc"] == 3 * [rounds]
-    calls = calls[3:]  # one of each said how often a turn calls it
-    turns = [name for before, name in zip([None, *calls], calls, strict=False) if name != before]
-    assert "".join(turns) == ("abcbcacab" * rounds)[: 3 * rounds]
+    times = alternate({name: lambda name=name: calls.append(name) for name in "abc"}, seconds=0.5)
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"  # first how often a turn calls each: once
+    np.testing.assert_allclose([times[name] for name in "abc"], np.full((3, 5), 0.03))
 
 
 def raising(error):

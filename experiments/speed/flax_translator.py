@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.speed.measure import Work, executable_mb
+from experiments.speed.measure import Work, compile_for, executable_mb
 from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Data, Sizes
 
 
@@ -86,10 +86,10 @@ def training(sizes: Sizes, data: Data, *, unrolled: bool = False) -> Work:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    compiled = jax.jit(update, donate_argnums=0).lower(state).compile()
+    compiled, seconds = compile_for(jax.jit(update, donate_argnums=0), state)
 
     def call() -> None:
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state))
 
-    return Work(call, executable_mb(compiled))
+    return Work(call, executable_mb(compiled), seconds)

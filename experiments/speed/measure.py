@@ -30,10 +30,11 @@ MB = 1e6
 
 
 class Work(NamedTuple):
-    """Something to time: a call that waits for its result, and the executable's own account of its memory, if any."""
+    """Something to time: a call that waits for its result; of a JAX executable also its memory and compilation."""
 
     call: Callable[[], Any]
     memory_mb: float | None = None
+    compile_s: float | None = None
 
 
 class Contender(NamedTuple):
@@ -137,8 +138,8 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
       quick: one round, and no slow contenders.
 
     Returns:
-      Plain numbers: by contender milliseconds (median and quartiles), seconds until the first result less the time of
-      one more, the ratio to ours, percent of the floor, memory; or why there are none.
+      Plain numbers: by contender milliseconds (median and quartiles), seconds from nothing to the first result and to
+      compile, the ratio to ours, percent of the floor, memory; or why there are none.
     """
     found: dict[str, dict[str, Any]] = {}
     works, first = {}, {}
@@ -164,7 +165,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             continue
         first[contender.name] = time.perf_counter() - began
         works[contender.name] = work.call
-        entry["memory_mb"] = work.memory_mb
+        entry |= {"memory_mb": work.memory_mb, "compile_s": work.compile_s}
     times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5)
     ours = float(np.median(times[OURS])) if OURS in times else None
     for name, seconds in times.items():
@@ -173,7 +174,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             "ms": 1e3 * median,
             "ms_quartiles": (1e3 * np.quantile(seconds, (0.25, 0.75))).tolist(),
             "rounds": len(seconds),
-            "compile_s": max(first[name] - median, 0.0),
+            "first_s": first[name],
             "ratio": ours and median / ours,
         }
         if contest.operations and entry["precision"] in rates:
@@ -255,11 +256,18 @@ def compiled_work(function: Callable, *args: Any, limit_mb: float = math.inf) ->
       MemoryError: if the executable says that it takes more than ``limit_mb``.
     """
     args = jax.device_put(args)
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled, seconds = compile_for(jax.jit(function), *args)
     memory_mb = executable_mb(compiled)
     if memory_mb > limit_mb:
         raise MemoryError(f"the executable takes {memory_mb / 1e3:.1f} GB, and there are {limit_mb / 1e3:.1f} GB")
-    return Work(lambda: jax.block_until_ready(compiled(*args)), memory_mb)
+    return Work(lambda: jax.block_until_ready(compiled(*args)), memory_mb, seconds)
+
+
+def compile_for(jitted: Any, *args: Any) -> tuple[Any, float]:
+    """The executable of a jitted function for its arguments, and the seconds that tracing and compiling it took."""
+    began = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - began
 
 
 def executable_mb(compiled: Any) -> float:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig
 from attn_jax.models.protocol import EOS_ID
 from attn_jax.training.step import batch_loss, init_state, make_optimizer, make_train_step
-from experiments.speed.measure import Work, count_operations, executable_mb
+from experiments.speed.measure import Work, compile_for, count_operations, executable_mb
 
 SMOOTHING = 0.1
 LEARNING_RATE = 1e-3
@@ -135,7 +135,7 @@ def our_training(sizes: Sizes, data: Data, *, mesh: Mesh | None = None) -> Work:
         state, rng, index = jax.device_put((state, rng, batch.tgt_index), everywhere)
         batch = jax.device_put(batch.replace(tgt_index=None), by_sentence).replace(tgt_index=index)
     gradient, update = make_train_step(model, optimizer, smoothing=SMOOTHING).jitted
-    gradient = gradient.lower(state.params, state.step, batch, rng, None, None).compile()
+    gradient, seconds = compile_for(gradient, state.params, state.step, batch, rng, None, None)
 
     def call() -> None:
         nonlocal state
@@ -143,7 +143,7 @@ def our_training(sizes: Sizes, data: Data, *, mesh: Mesh | None = None) -> Work:
         state, norm = update(state, grads)
         jax.block_until_ready((state, found, norm))
 
-    return Work(call, executable_mb(gradient))
+    return Work(call, executable_mb(gradient), seconds)
 
 
 def training_operations(sizes: Sizes, data: Data) -> float:
