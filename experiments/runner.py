@@ -110,7 +110,7 @@ def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Pat
     figures = [save_figure(figure, folder / file) for file, figure in result.figures.items()]
     console = Console(width=120)
     for table in result.tables:
-        console.print(_rich(table))
+        console.print(as_rich(table))
     console.print(f"{name}: {seconds:.1f} s; {', '.join(str(path) for path in (folder / 'results.json', *figures))}")
     if config == module.Config():
         module.verify(record["numbers"])
@@ -130,7 +130,8 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _rich(grid: Grid) -> Table:
+def as_rich(grid: Grid) -> Table:
+    """A table as rich prints it."""
     table = Table(title=grid.title, title_justify="left")
     for index, column in enumerate(grid.columns):
         table.add_column(column, justify="right" if index else "left")

@@ -86,13 +86,14 @@ def library_violations(tree, module, is_package=False):
 
 
 def experiment_violations(tree, module):
-    """An experiment imports what is public in the library and the shared runner, and no other experiment."""
-    found = []
+    """An experiment imports what is public in the library, the shared runner and itself, and no other experiment."""
+    own, found = module.split(".")[:2], []
     for line, source, name, _ in imports(tree, module):
         parts = [*source.split("."), *([name] if name else [])]
-        if parts[0] == EXPERIMENTS and parts[:2] != [EXPERIMENTS, "runner"]:
+        if parts[0] == EXPERIMENTS and parts[:2] not in ([EXPERIMENTS, "runner"], own):
             found.append(f"{module}:{line}: an experiment may not import {'.'.join(parts)}")
-        if parts[0] == "tests" or (parts[0] == LIBRARY and any(part.startswith("_") for part in parts)):
+        hidden = any(part.startswith("_") and not part.endswith("__") for part in parts)
+        if parts[0] == "tests" or (parts[0] == LIBRARY and hidden):
             found.append(f"{module}:{line}: an experiment may not import {'.'.join(parts)}, which is not public")
     return found
 
@@ -213,6 +214,14 @@ def test_relative_imports_of_a_package():
 )
 def test_what_experiments_import(code, bad):
     assert len(experiment_violations(ast.parse(code), "experiments.other")) == bad
+
+
+def test_the_files_of_one_experiment_import_each_other():
+    code = ast.parse(
+        "from experiments.speed.measure import X\nfrom experiments.speed import work\nfrom experiments import nmt"
+    )
+    found = ["experiments.speed.layer:3: an experiment may not import experiments.nmt"]
+    assert experiment_violations(code, "experiments.speed.layer") == found
 
 
 def test_missing_docstrings_are_seen():

@@ -1,0 +1,308 @@
+"""How a row of the scoreboard is measured: contenders take turns in one process, and medians are compared.
+
+A `Contest` is one piece of work and everybody who does it. A contender that is not installed is *missing*, one that
+fails has *failed*, with the reason; neither was beaten.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from experiments.runner import Grid
+
+OURS = "attn_jax"
+ROOT = Path(__file__).resolve().parents[2]
+MB = 1e6
+
+
+class Work(NamedTuple):
+    """Something to time: a call that waits for its result; of a JAX executable also its memory and compilation."""
+
+    call: Callable[[], Any]
+    memory_mb: float | None = None
+    compile_s: float | None = None
+
+
+class Contender(NamedTuple):
+    """Somebody who does the work of a contest.
+
+    Attributes:
+      name: ``attn_jax``, or the peer.
+      precision: ``float32`` or ``bfloat16``, of the operands of the products; a peer may have others.
+      build: makes the work; raises ImportError where the peer is not installed, MemoryError where it does not fit.
+      slow: left out of ``--quick``.
+    """
+
+    name: str
+    precision: str
+    build: Callable[[], Work]
+    slow: bool = False
+
+
+class Goal(NamedTuple):
+    """How many times our time a peer should need; ``ours`` is the name of the contender that is held to it."""
+
+    peer: str
+    ratio: float
+    ours: str = OURS
+
+
+class Contest(NamedTuple):
+    """One piece of work and those who do it.
+
+    Attributes:
+      title: what is done, with its sizes.
+      contenders: ours first.
+      operations: floating-point operations of the products that the work needs; 0: no floor is given.
+      goals: what we want to reach.
+      seconds: of measuring, all contenders together.
+      row: its module; with it the peak memory of each contender is measured too, each in a process of its own.
+    """
+
+    title: str
+    contenders: Sequence[Contender]
+    operations: float = 0
+    goals: Sequence[Goal] = ()
+    seconds: float = 30.0
+    row: str = ""
+
+
+class Section(NamedTuple):
+    """What a row of the scoreboard found: plain numbers, tables to print, and what became of its goals."""
+
+    numbers: Mapping[str, Any]
+    tables: Sequence[Grid]
+    goals: Sequence[Mapping[str, Any]] = ()
+
+
+# ------------------------------------------------------------------------------------------------------------- timing
+
+
+def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, np.ndarray]:
+    """Calls the works in turn, a different one first in each round, until the time is up and there are enough rounds.
+
+    Short works are called several times a turn, so that a turn takes at least 20 ms, and before each turn the threads
+    of the one before are given 10 ms to fall asleep.
+
+    Args:
+      works: what to call, by name; already warm.
+      seconds: for all of them together.
+      least: rounds at least, unless they take four times as long; one in any case.
+
+    Returns:
+      By name the seconds of a call in each round.
+    """
+    names, repeats, times = list(works), {}, {name: [] for name in works}
+    for name, call in works.items():
+        began = time.perf_counter()
+        call()
+        repeats[name] = max(1, math.ceil(0.02 / (time.perf_counter() - began)))
+    collects, start, turn = gc.isenabled(), time.perf_counter(), 0
+    gc.disable()
+    try:
+        while (spent := time.perf_counter() - start) < seconds or (turn < least and spent < 4 * seconds) or not turn:
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                time.sleep(0.01)
+                began = time.perf_counter()
+                for _ in range(repeats[name]):
+                    works[name]()
+                times[name].append((time.perf_counter() - began) / repeats[name])
+            gc.collect()
+            turn += 1
+    finally:
+        if collects:
+            gc.enable()
+    return {name: np.array(found) for name, found in times.items()}
+
+
+def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False) -> dict[str, Any]:
+    """Measures a contest.
+
+    Args:
+      contest: see `Contest`.
+      rates: operations a second of this machine's products, by precision, from `product_rates`.
+      quick: one round, and no slow contenders.
+
+    Returns:
+      Plain numbers: by contender milliseconds (median and quartiles), seconds from nothing to the first result and to
+      compile, the ratio to ours, percent of the floor, memory; or why there are none.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    works, first = {}, {}
+    for contender in contest.contenders:
+        entry = found[contender.name] = {"precision": contender.precision}
+        if quick and contender.slow:
+            entry["missing"] = "left out of a quick run"
+            continue
+        began = time.perf_counter()
+        try:
+            work = contender.build()
+            work.call()
+        except ImportError as error:
+            entry["missing"] = f"{error}"
+            continue
+        except MemoryError as error:
+            entry["failed"] = f"does not fit: {error}"
+            continue
+        except Exception as error:
+            if contender.name == OURS:
+                raise
+            entry["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        first[contender.name] = time.perf_counter() - began
+        works[contender.name] = work.call
+        entry |= {"memory_mb": work.memory_mb, "compile_s": work.compile_s}
+    times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5)
+    ours = float(np.median(times[OURS])) if OURS in times else None
+    for name, seconds in times.items():
+        entry, median = found[name], float(np.median(seconds))
+        entry |= {
+            "ms": 1e3 * median,
+            "ms_quartiles": (1e3 * np.quantile(seconds, (0.25, 0.75))).tolist(),
+            "rounds": len(seconds),
+            "first_s": first[name],
+            "ratio": ours and median / ours,
+        }
+        if contest.operations and entry["precision"] in rates:
+            entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
+        if contest.row and not quick:
+            entry["peak_mb"] = in_child("peak", row=contest.row, contest=contest.title, contender=name).get("peak_mb")
+    return {"contenders": found, "goals": verdicts(found, contest.goals), "operations": contest.operations}
+
+
+def verdicts(found: Mapping[str, Mapping[str, Any]], goals: Sequence[Goal]) -> list[dict[str, Any]]:
+    """What became of the goals of a contest.
+
+    >>> verdicts({"attn_jax": {"ms": 2.0}, "torch": {"ms": 3.0}}, [Goal("torch", 1.25)])
+    [{'what': 'torch / attn_jax', 'goal': 1.25, 'found': 1.5, 'met': True}]
+    """
+    times = [(goal, found[goal.peer].get("ms"), found[goal.ours].get("ms")) for goal in goals]
+    return [
+        verdict(f"{goal.peer} / {goal.ours}", goal.ratio, peer / ours if peer and ours else None)
+        for goal, peer, ours in times
+    ]
+
+
+def verdict(what: str, goal: float, found: float | None, *, at_most: bool = False) -> dict[str, Any]:
+    """A goal, what was found, and whether it is met; None where there is nothing to tell, as with a missing peer."""
+    met = None if found is None else bool(found <= goal if at_most else found >= goal)
+    return {"what": what, "goal": goal, "found": found, "met": met}
+
+
+# -------------------------------------------------------------------------------------------------- floors and memory
+
+
+def product_rates(seconds: float = 1.0) -> dict[str, float]:
+    """Operations a second of the fastest matrix product seen here, by precision of the operands, sums in float32.
+
+    The best of several sizes and of many calls, because a floor is what the machine can do.
+    """
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    best = {}
+    for precision in ("float32", "bfloat16"):
+        found = []
+        for size in (256, 512, 1024, 2048):
+            a = b = jnp.ones((size, size), precision)
+            jax.block_until_ready(product(a, b))
+            end = time.perf_counter() + seconds / 8
+            while (began := time.perf_counter()) < end:
+                jax.block_until_ready(product(a, b))
+                found.append(2 * size**3 / (time.perf_counter() - began))
+        best[precision] = max(found)
+    return best
+
+
+def count_operations(function: Callable, *args: Any) -> float:
+    """Floating-point operations of all matrix products of a function, each as often as its loop runs.
+
+    >>> count_operations(lambda x: jax.lax.scan(lambda h, _: (h @ x, None), x, None, length=5)[0], jnp.ones((2, 2)))
+    80.0
+    """
+    return _operations(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _operations(jaxpr: Any) -> float:
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            summed = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2.0 * summed * math.prod(eqn.outvars[0].aval.shape)
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda p: isinstance(p, Jaxpr | ClosedJaxpr)):
+            if isinstance(inner, Jaxpr | ClosedJaxpr):
+                total += times * _operations(getattr(inner, "jaxpr", inner))
+    return total
+
+
+def compiled_work(function: Callable, *args: Any, limit_mb: float = math.inf) -> Work:
+    """Compiles a function of arrays for its arguments.
+
+    Raises:
+      MemoryError: if the executable says that it takes more than ``limit_mb``.
+    """
+    args = jax.device_put(args)
+    compiled, seconds = compile_for(jax.jit(function), *args)
+    memory_mb = executable_mb(compiled)
+    if memory_mb > limit_mb:
+        raise MemoryError(f"the executable takes {memory_mb / 1e3:.1f} GB, and there are {limit_mb / 1e3:.1f} GB")
+    return Work(lambda: jax.block_until_ready(compiled(*args)), memory_mb, seconds)
+
+
+def compile_for(jitted: Any, *args: Any) -> tuple[Any, float]:
+    """The executable of a jitted function for its arguments, and the seconds that tracing and compiling it took."""
+    began = time.perf_counter()
+    compiled = jitted.lower(*args).compile()
+    return compiled, time.perf_counter() - began
+
+
+def executable_mb(compiled: Any) -> float:
+    """What an executable holds at once, beside its arguments: temporaries and outputs."""
+    memory = compiled.memory_analysis()
+    return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / MB
+
+
+def free_mb(share: float = 0.7) -> float:
+    """A share of the memory that is free on this machine now; infinite where that is not known."""
+    try:
+        return share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / MB
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+
+def in_child(task: str, *, environment: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Runs a task of `experiments.speed.child` in a process of its own, and gives what it found.
+
+    Args:
+      task: its name.
+      environment: variables on top of ours.
+      arguments: plain values.
+    """
+    command = [sys.executable, "-m", "experiments.speed.child", task, json.dumps(arguments)]
+    variables = {**os.environ, **(environment or {})}
+    return last_json(subprocess.run(command, check=False, cwd=ROOT, env=variables, capture_output=True, text=True))
+
+
+def last_json(done: subprocess.CompletedProcess) -> dict[str, Any]:
+    """The last line that a process printed, which is JSON; ``{"failed": reason}`` if the process failed."""
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"failed": lines[-1][:200] if lines else f"exit code {done.returncode}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])

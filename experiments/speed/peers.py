@@ -1,0 +1,81 @@
+"""Who is here to compare with, and a whole toolkit: Joey NMT over 100 fixed batches, and over a whole epoch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from experiments.runner import Grid
+from experiments.speed import epoch
+from experiments.speed.measure import Section, verdict
+
+PACKAGES = ("torch", "keras", "ctranslate2")
+BATCH_GOALS = {"attn_jax bfloat16": 4.0, "attn_jax float32": 2.8}
+
+
+def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = False) -> Section:
+    """Versions of the peers; Joey NMT if it is there, with the data of ``ATTN_JAX_DATA``.
+
+    Args:
+      quick: only looks who is there.
+      joey: the Python interpreter of the environment that has Joey NMT; None: this one.
+      whole_epoch: also one epoch of Multi30k by each, everything included; it takes tens of minutes.
+    """
+    joey, data = joey or sys.executable, Path(os.environ.get("ATTN_JAX_DATA", ""))
+    there = {name: version(name) for name in PACKAGES}
+    found = epoch.joey_version(joey)
+    there["joeynmt"] = found.get("version")
+    rows = [(name, has or "missing") for name, has in there.items()]
+    tables, numbers = [Grid("peers", ("", "version"), rows)], {"versions": there}
+    if there["joeynmt"] is None:
+        numbers["joeynmt"] = {"missing": found.get("failed", "not installed")}
+    elif not (data / "multi30k").is_dir():
+        numbers["joeynmt"] = {"missing": "no Multi30k: set ATTN_JAX_DATA"}
+    elif quick:
+        numbers["joeynmt"] = {"missing": "left out of a quick run"}
+    else:
+        numbers["joeynmt"] = epoch.compare(joey, data)
+        tables.append(throughput_table(numbers["joeynmt"]))
+        if whole_epoch:
+            numbers["whole_epoch"] = epoch.whole_epoch(joey, data)
+            tables.append(epoch_table(numbers["whole_epoch"]))
+    medians = numbers["joeynmt"].get("medians", {})
+    goals = [
+        verdict(f"{ours} / joeynmt, tokens/s", goal, medians[ours] / medians["joeynmt"] if medians else None)
+        for ours, goal in BATCH_GOALS.items()
+    ]
+    if "missing" in numbers["joeynmt"]:
+        tables.append(Grid("Joey NMT", ("", "why"), [("missing", numbers["joeynmt"]["missing"])]))
+    return Section(numbers, tables, goals)
+
+
+def version(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def throughput_table(found: dict[str, Any]) -> Grid:
+    """Target tokens a second of every run, and how many times Joey NMT's median."""
+    base = found["medians"]["joeynmt"]
+    rows = [
+        (name, *(f"{rate:,.0f}" for rate in rates), f"{found['medians'][name] / base:.2f}")
+        for name, rates in found["target_tokens_s"].items()
+    ]
+    runs = len(next(iter(found["target_tokens_s"].values())))
+    columns = ("", *(f"run {number + 1}" for number in range(runs)), "x joeynmt")
+    return Grid(f"{epoch.BATCHES} fixed batches of {epoch.BATCH}, target tokens/s", columns, rows)
+
+
+def epoch_table(found: dict[str, Any]) -> Grid:
+    """Seconds of a whole epoch, and how many times ours Joey NMT takes."""
+    rows = [
+        (name, f"{of['seconds']:,.0f}", f"{found['joeynmt']['seconds'] / of['seconds']:.2f}")
+        for name, of in found.items()
+    ]
+    return Grid("one epoch of Multi30k with validation, start and data included", ("", "seconds", "x joeynmt"), rows)

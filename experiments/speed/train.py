@@ -1,0 +1,52 @@
+"""A training step: GRU encoder, LSTM decoder with input feeding, against PyTorch and two usual Flax programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+from experiments.speed import flax_translator
+from experiments.speed.measure import OURS, Contender, Contest, Goal, Work
+from experiments.speed.work import TINY, Data, Sizes, draw, our_training, training_operations
+
+GOALS = {
+    ("general", "float32"): [Goal("torch eager", 1.3), Goal("torch.compile", 1.05), Goal("flax nn.scan", 1.7)],
+    ("additive", "float32"): [Goal("torch eager", 1.3), Goal("torch.compile", 1.05), Goal("flax nn.scan", 2.0)],
+    ("general", "bfloat16"): [Goal("torch eager", 1.2), Goal("torch.compile", 1.2)],
+}
+"""By attention and precision."""
+
+
+def contests(quick: bool = False) -> list[Contest]:
+    """Both attentions in float32, and Luong's with bfloat16 products."""
+    base = Sizes(**TINY) if quick else Sizes()
+    return [
+        contest(dataclasses.replace(base, attention=attention, precision=precision), goals)
+        for (attention, precision), goals in GOALS.items()
+        if not (quick and attention == "additive")
+    ]
+
+
+def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
+    """One model at one precision; Flax, which has no mixed precision of its own, takes part in float32."""
+    data, precision = draw(sizes), sizes.precision
+    contenders = [
+        Contender(OURS, precision, partial(our_training, sizes, data)),
+        Contender("torch eager", precision, partial(torch_training, sizes, data)),
+        Contender("torch.compile", precision, partial(torch_training, sizes, data, compiled=True), slow=True),
+        Contender("torch eager, logits of padding too", precision, partial(torch_training, sizes, data, packed=False)),
+    ]
+    if precision == "float32":
+        for name, unrolled in (("flax nn.scan", False), ("flax unrolled", True)):
+            build = partial(flax_translator.training, sizes, data, unrolled=unrolled)
+            contenders.append(Contender(name, precision, build, slow=unrolled))
+    title = f"training step, {sizes}, {precision}"
+    row = "train" if (sizes.attention, precision) == ("general", "float32") else ""
+    return Contest(title, contenders, training_operations(sizes, data), goals, seconds=30, row=row)
+
+
+def torch_training(sizes: Sizes, data: Data, **options: bool) -> Work:
+    """PyTorch, imported only when it is asked for."""
+    from experiments.speed import torch_translator
+
+    return torch_translator.training(sizes, data, **options)

@@ -1,0 +1,71 @@
+"""Nothing is made for CPU alone: the training step and the search lower for every platform, without host callbacks."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig, beam_search
+from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
+from tests.jaxprs import equations
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MODELS = {
+    "recurrent": Seq2Seq(
+        Seq2SeqConfig(src_vocab_size=9, tgt_vocab_size=9, embed_dim=4, encoder_hidden=4, decoder_hidden=8, dropout=0.1)
+    ),
+    "transformer": Transformer(
+        TransformerConfig(src_vocab_size=9, tgt_vocab_size=9, d_model=8, num_heads=2, ffn_dim=8, encoder_layers=1)
+    ),
+}
+
+
+def batch_of_two():
+    words, index = np.full((2, 5), 4, np.int32), np.arange(10, dtype=np.int32)
+    return Batch(words, words > 0, words, words > 0, index)
+
+
+def shapes_of(model, batch):
+    return jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+
+
+def check(function, *args):
+    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
+    assert "callback" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_training_step_lowers_for_every_platform(model):
+    batch = batch_of_two()
+    params = shapes_of(model, batch)
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    gradient, update = make_train_step(model, optimizer, smoothing=0.1).jitted
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(step=count, params=params, opt_state=jax.eval_shape(optimizer.init, params))
+    check(lambda *args: gradient(*args, None, None), params, count, batch, jax.random.key(1))
+    check(update, state, params)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_search_lowers_for_every_platform(model):
+    batch = batch_of_two()
+
+    def search(params, batch):
+        variables = {"params": params}
+        state = model.apply(variables, batch, 6, method="start")
+        step = lambda tokens, state: model.apply(variables, tokens, state, method="step")  # noqa: E731
+        return beam_search(step, state, beam=3, max_len=6)
+
+    check(search, shapes_of(model, batch), batch)
+
+
+def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back():
+    """Both ways: two encoder directions; the decoder's state, fed features, scores, context and two readouts."""
+    model, batch = MODELS["recurrent"], batch_of_two()
+    gradient, _ = make_train_step(model, make_optimizer(OptimizerConfig(), 100)).jitted
+    args = shapes_of(model, batch), jax.ShapeDtypeStruct((), jnp.int32), batch, jax.random.key(1), None, None
+    loops = [eqn for eqn in equations(jax.make_jaxpr(gradient)(*args)) if eqn.primitive.name == "scan"]
+    products = [sum(eqn.primitive.name == "dot_general" for eqn in equations(loop.params["jaxpr"])) for loop in loops]
+    assert sorted(products) == [1, 1, 1, 1, 6, 6]
