@@ -151,6 +151,18 @@ def test_location_attention_reads_the_query_alone(x64):
     np.testing.assert_array_equal(attend(mechanism, params, query, -keys, values)[1], weights)
 
 
+def test_location_attention_over_padding_by_hand():
+    mechanism = LocationAttention(max_len=4, use_bias=False, over_padding=True)
+    params, query = {"kernel": np.log(np.array([[1.0, 2.0, 3.0, 4.0]]))}, np.ones((1, 1, 1))
+    values, mask = np.ones((1, 3, 1)), np.array([[True, True, False]])
+    context, weights = attend(mechanism, params, query, values, values, mask)  # of 4 positions 2 are words
+    np.testing.assert_allclose(weights[0, 0], [0.1, 0.2, 0], rtol=1e-6)
+    assert context.item() == pytest.approx(0.3)
+    values, mask = np.ones((1, 6, 1)), np.arange(6)[None] < 5  # the last word is past all positions
+    np.testing.assert_allclose(attend(mechanism, params, query, values, values, mask)[1][0, 0, 3:], [0.4, 0, 0])
+    np.testing.assert_allclose(attend(mechanism, params, query, values[:, :4], values[:, :4])[1].sum(), 1, rtol=1e-6)
+
+
 def test_local_attention_follows_the_definition(x64):
     mechanism, p, query, keys, values = setting("local")
     context, weights = attend(mechanism, p, query, keys, values, MASK)
