@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attn_jax.convert.torch_layouts import multihead
 from attn_jax.nn.attention import (
     ATTENTIONS,
     AdditiveAttention,
@@ -22,6 +23,7 @@ from attn_jax.nn.attention import (
     make_attention,
 )
 from tests.jaxprs import assert_products_accumulate_in_float32
+from tests.torch_parity import load
 
 BATCH, Q_LEN, KV_LEN, WIDTH, VALUE_WIDTH = 3, 2, 5, 4, 6
 LENGTHS = np.array([5, 3, 1])
@@ -215,13 +217,8 @@ def test_multihead_attention_equals_torch(x64):
     torch = pytest.importorskip("torch")
     mechanism, p, query, keys, values = setting("multihead")
     theirs = torch.nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64)
+    load(torch, theirs, p, multihead())
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(
-            torch.tensor(np.concatenate([p[f"{n}_kernel"].T for n in ("query", "key", "value")]))
-        )
-        theirs.in_proj_bias.copy_(torch.tensor(np.concatenate([p[f"{n}_bias"] for n in ("query", "key", "value")])))
-        theirs.out_proj.weight.copy_(torch.tensor(p["out_kernel"].T))
-        theirs.out_proj.bias.copy_(torch.tensor(p["out_bias"]))
         expected = theirs(
             *map(torch.tensor, (query, keys, values)), key_padding_mask=torch.tensor(~MASK), average_attn_weights=False
         )
