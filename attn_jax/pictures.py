@@ -197,12 +197,12 @@ def _rows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_softmax(model: Any) -> bool:
-    """Whether each of a model's maps is one softmax of scores: no other normaliser, no window over it, no mean."""
+    """Whether each of a model's maps is one softmax of scores: no other normaliser, no mean, nothing cut off it."""
     if not hasattr(model, "attention_maps"):  # an ensemble
         return False
     options = getattr(model.config, "attention_options", {})
-    windowed = getattr(model.config, "attention", None) == "local"
-    return options.get("normalizer", "softmax") == "softmax" and not windowed
+    cut = getattr(model.config, "attention", None) == "local" or options.get("over_padding", False)
+    return options.get("normalizer", "softmax") == "softmax" and not cut
 
 
 def _tree(nodes: Sequence[TreeNode], targets: Sequence[Target]) -> SearchTree:

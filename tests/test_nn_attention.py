@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attn_jax.convert.torch_layouts import multihead
 from attn_jax.nn.attention import (
     ATTENTIONS,
     AdditiveAttention,
@@ -22,6 +23,7 @@ from attn_jax.nn.attention import (
     make_attention,
 )
 from tests.jaxprs import assert_products_accumulate_in_float32
+from tests.torch_parity import load
 
 BATCH, Q_LEN, KV_LEN, WIDTH, VALUE_WIDTH = 3, 2, 5, 4, 6
 LENGTHS = np.array([5, 3, 1])
@@ -151,6 +153,18 @@ def test_location_attention_reads_the_query_alone(x64):
     np.testing.assert_array_equal(attend(mechanism, params, query, -keys, values)[1], weights)
 
 
+def test_location_attention_over_padding_by_hand():
+    mechanism = LocationAttention(max_len=4, use_bias=False, over_padding=True)
+    params, query = {"kernel": np.log(np.array([[1.0, 2.0, 3.0, 4.0]]))}, np.ones((1, 1, 1))
+    values, mask = np.ones((1, 3, 1)), np.array([[True, True, False]])
+    context, weights = attend(mechanism, params, query, values, values, mask)  # of 4 positions 2 are words
+    np.testing.assert_allclose(weights[0, 0], [0.1, 0.2, 0], rtol=1e-6)
+    assert context.item() == pytest.approx(0.3)
+    values, mask = np.ones((1, 6, 1)), np.arange(6)[None] < 5  # the last word is past all positions
+    np.testing.assert_allclose(attend(mechanism, params, query, values, values, mask)[1][0, 0, 3:], [0.4, 0, 0])
+    np.testing.assert_allclose(attend(mechanism, params, query, values[:, :4], values[:, :4])[1].sum(), 1, rtol=1e-6)
+
+
 def test_local_attention_follows_the_definition(x64):
     mechanism, p, query, keys, values = setting("local")
     context, weights = attend(mechanism, p, query, keys, values, MASK)
@@ -203,13 +217,8 @@ def test_multihead_attention_equals_torch(x64):
     torch = pytest.importorskip("torch")
     mechanism, p, query, keys, values = setting("multihead")
     theirs = torch.nn.MultiheadAttention(WIDTH, 2, batch_first=True, dtype=torch.float64)
+    load(torch, theirs, p, multihead())
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(
-            torch.tensor(np.concatenate([p[f"{n}_kernel"].T for n in ("query", "key", "value")]))
-        )
-        theirs.in_proj_bias.copy_(torch.tensor(np.concatenate([p[f"{n}_bias"] for n in ("query", "key", "value")])))
-        theirs.out_proj.weight.copy_(torch.tensor(p["out_kernel"].T))
-        theirs.out_proj.bias.copy_(torch.tensor(p["out_bias"]))
         expected = theirs(
             *map(torch.tensor, (query, keys, values)), key_padding_mask=torch.tensor(~MASK), average_attn_weights=False
         )

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.functional.recurrence import CELLS, hidden_of
+from attn_jax.convert.torch import carry_to_torch
+from attn_jax.convert.torch_layouts import recurrent_stack
+from attn_jax.functional.recurrence import CELLS
 from attn_jax.nn.recurrent import (
     GRU,
     LSTM,
@@ -21,6 +23,7 @@ from attn_jax.nn.recurrent import (
     zero_carry,
 )
 from tests.jaxprs import assert_products_accumulate_in_float32
+from tests.torch_parity import load
 
 BATCH, TIME, WIDTH, HIDDEN = 3, 5, 3, 4
 LENGTHS = np.array([5, 3, 1])
@@ -114,26 +117,6 @@ def test_initial_values(rng):
 # ------------------------------------------------------------------------------------------------------------- PyTorch
 
 
-def load_torch(theirs, variables, cell):
-    """Copies our parameters into PyTorch's module; each of its pairs of biases gets ours and zero."""
-    torch = pytest.importorskip("torch")
-    params = variables["params"]
-    for index in range(theirs.num_layers):
-        ours = params.get(f"layer_{index}", params)
-        for direction, suffix in (("forward", ""), ("backward", "_reverse"))[: 1 + theirs.bidirectional]:
-            p = ours.get(direction, ours)
-            second = np.zeros_like(p["bias"])
-            if cell == "gru":
-                second[-HIDDEN:] = p["candidate_bias"]
-            for name, value in (
-                ("weight_ih", p["input"].T),
-                ("weight_hh", p["recurrent"].T),
-                ("bias_ih", p["bias"]),
-                ("bias_hh", second),
-            ):
-                getattr(theirs, f"{name}_l{index}{suffix}").data = torch.tensor(value)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("bidirectional", "num_layers"), [(False, 1), (True, 1), (False, 2), (True, 2)])
 def test_equals_torch(x64, cell, bidirectional, num_layers):
@@ -143,18 +126,15 @@ def test_equals_torch(x64, cell, bidirectional, num_layers):
     theirs = getattr(torch.nn, cell.upper())(
         WIDTH, HIDDEN, num_layers, bidirectional=bidirectional, batch_first=True, dtype=torch.float64
     )
-    load_torch(theirs, variables, cell)
+    load(torch, theirs, variables["params"], recurrent_stack(cell, num_layers, both_ways=bidirectional))
     packed = torch.nn.utils.rnn.pack_padded_sequence(torch.tensor(inputs), torch.tensor(LENGTHS), batch_first=True)
     with torch.no_grad():
         expected, state = theirs(packed)
     expected = torch.nn.utils.rnn.pad_packed_sequence(expected, batch_first=True)[0].numpy()
     outputs, carries = run(layer, variables, inputs, MASK)
     np.testing.assert_allclose(outputs, expected, atol=1e-12)
-    states = [one for carry in carries for one in (carry if bidirectional else (carry,))]
-    last = state[0] if cell == "lstm" else state
-    np.testing.assert_allclose(np.stack([hidden_of(one) for one in states]), last.numpy(), atol=1e-12)
-    if cell == "lstm":
-        np.testing.assert_allclose(np.stack([one[0] for one in states]), state[1].numpy(), atol=1e-12)
+    last = [part.numpy() for part in state] if cell == "lstm" else state.numpy()
+    np.testing.assert_allclose(carry_to_torch(carries, bidirectional=bidirectional), last, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------- padding

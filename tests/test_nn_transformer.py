@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attn_jax.convert.torch_layouts import DECODER_BLOCK, ENCODER_BLOCK
 from attn_jax.nn.transformer import ACTIVATIONS, DecoderBlock, EncoderBlock, FeedForward, TransformerEncoder
 from tests.jaxprs import assert_products_accumulate_in_float32
+from tests.torch_parity import load
 
 BATCH, TIME, SRC, WIDTH, HEADS, FFN = 3, 4, 5, 8, 2, 12
 SRC_LENGTHS, LENGTHS = np.array([5, 3, 1]), np.array([4, 1, 3])
@@ -146,23 +148,6 @@ def test_weights_can_be_left_out(norm_first):
 # ------------------------------------------------------------------------------------------------------------- PyTorch
 
 
-def fill(torch, theirs, params, names):
-    """Copies norms, feed-forward and attentions into a PyTorch layer; ``names`` maps theirs to ours."""
-    tensor = lambda x: torch.nn.Parameter(torch.tensor(np.asarray(x)))  # noqa: E731
-    for index, name in ((1, "in"), (2, "out")):
-        linear = getattr(theirs, f"linear{index}")
-        linear.weight, linear.bias = (tensor(params["ffn"][f"{name}_kernel"].T), tensor(params["ffn"][f"{name}_bias"]))
-    for their_name, our_name in names.items():
-        module, ours = getattr(theirs, their_name), params[our_name]
-        if their_name.startswith("norm"):
-            module.weight, module.bias = tensor(ours["scale"]), tensor(ours["bias"])
-            continue
-        parts = ("query", "key", "value")
-        module.in_proj_weight = tensor(np.concatenate([ours[f"{part}_kernel"].T for part in parts]))
-        module.in_proj_bias = tensor(np.concatenate([ours[f"{part}_bias"] for part in parts]))
-        module.out_proj.weight, module.out_proj.bias = tensor(ours["out_kernel"].T), tensor(ours["out_bias"])
-
-
 @NORMS
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_encoder_block_equals_torch(x64, norm_first, activation):
@@ -178,8 +163,7 @@ def test_encoder_block_equals_torch(x64, norm_first, activation):
         norm_first=norm_first,
         dtype=torch.float64,
     )
-    names = {"self_attn": "attention", "norm1": "attention_norm", "norm2": "ffn_norm"}
-    fill(torch, theirs, variables["params"], names)
+    load(torch, theirs, variables["params"], ENCODER_BLOCK)
     expected = theirs(torch.tensor(sequence()), src_key_padding_mask=torch.tensor(~MASK)).detach().numpy()
     outputs, _ = apply(block, variables, sequence(), MASK)
     np.testing.assert_allclose(outputs[MASK], expected[MASK], atol=1e-10)
@@ -192,9 +176,7 @@ def test_decoder_block_equals_torch(x64, norm_first):
     theirs = torch.nn.TransformerDecoderLayer(
         WIDTH, HEADS, FFN, 0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64
     )
-    names = {"self_attn": "attention", "multihead_attn": "cross_attention"}
-    names |= {"norm1": "attention_norm", "norm2": "cross_norm", "norm3": "ffn_norm"}
-    fill(torch, theirs, variables["params"], names)
+    load(torch, theirs, variables["params"], DECODER_BLOCK)
     expected = theirs(
         torch.tensor(sequence()),
         torch.tensor(source()),

@@ -159,7 +159,13 @@ def test_what_cannot_be_shown():
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, True), ({"attention_options": {"normalizer": "sparsemax"}}, False), ({"attention": "local"}, False)],
+    [
+        ({}, True),
+        ({"attention_options": {"normalizer": "sparsemax"}}, False),
+        ({"attention": "local"}, False),
+        ({"attention": "location"}, True),
+        ({"attention": "location", "attention_options": {"over_padding": True}}, False),
+    ],
 )
 def test_what_a_temperature_can_be_applied_to(settings, expected):
     sizes = {"src_vocab_size": 5, "tgt_vocab_size": 5}

@@ -46,6 +46,7 @@ KINDS = {
         "readout": "state",
         "encoder_cell": "gru",
         "decoder_cell": "gru",
+        "squeeze": 5,
     },
     "hoisted": {"attention": "concat", "input_feeding": False},
     "both": {"attention": "scaled_dot", "attend_first": True, "input_feeding": True},
@@ -227,6 +228,7 @@ def test_what_a_wrong_shape_says(rng):
         ({"attention": None, "attend_first": True}, "needs an attention"),
         ({"decoder_layers": 0}, "at least 1"),
         ({"attention_features": -1}, "attention_features must not be negative, found -1"),
+        ({"squeeze": -1}, "squeeze must not be negative, found -1"),
         ({"readout": "state"}, "readout='state' ignores the context of recur-then-attend"),
         ({"tie_embeddings": True, "tgt_vocab_size": 0, "tgt_features": 3}, "tie_embeddings needs target words"),
         (

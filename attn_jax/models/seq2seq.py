@@ -46,6 +46,7 @@ class Seq2SeqConfig:
         "sparsemax"}``.
       attend_first: attends with the previous state and feeds the context (Bahdanau); else recurs first (Luong).
       query_with_input: attends with ``[embedding; state]``.
+      squeeze: units of a ReLU layer between ``[embedding; context]`` and the first decoder layer (0: none).
       input_feeding: feeds the last features back (Luong).
       readout: ``attentional``, ``concat`` or ``state``, see `attn_jax.nn.decoder.AttentionDecoder`.
       readout_features: width of the attentional readout; 0: ``decoder_hidden``, with ``tie_embeddings`` ``embed_dim``.
@@ -76,6 +77,7 @@ class Seq2SeqConfig:
     attention_options: dict[str, Any] = field(default_factory=dict, hash=False)  # a module must be hashable
     attend_first: bool = False
     query_with_input: bool = False
+    squeeze: int = 0
     input_feeding: bool = True
     readout: str = "attentional"
     readout_features: int = 0
@@ -107,7 +109,7 @@ class Seq2SeqConfig:
                     f"found {sizes[0]} and {sizes[1]}"
                 )
         sizes = ("src_vocab_size", "tgt_vocab_size", "src_features", "tgt_features")
-        for name in (*sizes, "attention_features", "readout_features"):
+        for name in (*sizes, "attention_features", "readout_features", "squeeze"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
         check_at_least_one(self, "embed_dim", "encoder_hidden", "decoder_hidden", "encoder_layers", "decoder_layers")
@@ -204,6 +206,7 @@ class Seq2Seq(nn.Module):
             input_feeding=c.input_feeding,
             readout=c.readout,
             query_with_input=c.query_with_input,
+            squeeze=c.squeeze,
             dropout=c.dropout,
             variational=c.variational,
             residual=c.residual,

@@ -150,9 +150,12 @@ class LocationAttention(Attention):
     Attributes:
       max_len: the longest source it can address. Under a mask keys may reach past it: that is padding then, or a
         position that gets no weight.
+      over_padding: normalises over all ``max_len`` positions, as the classic tutorial does. What falls on padding, or
+        past the source, is lost: the weights sum to less than 1.
     """
 
     max_len: int = 64
+    over_padding: bool = False
 
     def __post_init__(self):
         """Checks names and ranges."""
@@ -164,11 +167,22 @@ class LocationAttention(Attention):
         del key_dim
         return {"kernel": (query_dim, self.max_len)} | ({"bias": (self.max_len,)} if self.use_bias else {})
 
+    def _logits(self, params: Params, query: Array, einsum: Einsum) -> Array:
+        logits = einsum("bqi,io->bqo", query, params["kernel"])
+        return logits + params["bias"] if self.use_bias else logits
+
     def scores(self, params: Params, query: Array, keys: Array, einsum: Einsum) -> Array:
         """The first ``kv_len`` entries of ``W q``, and -inf past the last of them."""
-        logits = einsum("bqi,io->bqo", query, params["kernel"])
-        logits = logits + params["bias"] if self.use_bias else logits
-        return score_functions.location_scores(logits, keys.shape[1], masked=True)
+        return score_functions.location_scores(self._logits(params, query, einsum), keys.shape[1], masked=True)
+
+    def weigh(self, params: Params, query: Array, memory: Memory, einsum: Einsum) -> Array:
+        """The scores, normalised; or with ``over_padding`` the real part of the normalised ``W q``."""
+        if not self.over_padding:
+            return super().weigh(params, query, memory, einsum)
+        weights = NORMALIZERS[self.normalizer](self._logits(params, query, einsum), None, self.temperature)
+        kv_len = memory.keys.shape[1]
+        weights = jnp.pad(weights[..., :kv_len], ((0, 0), (0, 0), (0, max(kv_len - self.max_len, 0))))
+        return weights if memory.mask is None else jnp.where(memory.mask, weights, 0)
 
     def prepare_fn(self, params: Params, keys: Array, values: Array, mask: Array | None) -> Memory:
         """As in `Attention`; without a mask the keys must not reach past ``max_len``."""

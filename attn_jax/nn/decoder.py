@@ -75,6 +75,8 @@ class AttentionDecoder(nn.Module):
       input_feeding: feeds the last features to the first layer (Luong et al., 2015, section 3.3).
       readout: ``attentional``: ``tanh(W [state; context])``; ``concat``: ``[state; context]``; ``state``: the state.
       query_with_input: attends with ``[embedding; state]`` instead of the state.
+      squeeze: units of ``relu(W [embedding; context] + b)``, the input of the first layer in the classic tutorial
+        (without ``attend_first``: of the embedding alone). 0: embedding and context are that input themselves.
       dropout: share of units dropped between layers and from the features.
       variational: drops the same units at every step of a sentence.
       residual: adds a layer's input to its output, above the first layer.
@@ -90,6 +92,7 @@ class AttentionDecoder(nn.Module):
     input_feeding: bool = True
     readout: str = "attentional"
     query_with_input: bool = False
+    squeeze: int = 0
     dropout: float = 0.0
     variational: bool = False
     residual: bool = False
@@ -102,6 +105,8 @@ class AttentionDecoder(nn.Module):
         check_one_of("precision", self.precision, PRECISIONS)
         check_at_least_one(self, "hidden", "features", "num_layers")
         check_share("dropout", self.dropout)
+        if self.squeeze < 0:
+            raise ValueError(f"squeeze must not be negative, found {self.squeeze}; 0 leaves it out")
         super().__post_init__()
 
     @nn.compact
@@ -203,8 +208,9 @@ class AttentionDecoder(nn.Module):
     # ----------------------------------------------------------------- pure functions of raw arrays: safe in a scan
 
     def project_input(self, einsum: Einsum, params: Any, embedded: Array) -> _Input:
-        """The part of the first layer's gates that depends on the input alone; leading axes are free."""
-        gates = einsum("...i,io->...o", embedded, params["input"]) + params["bias_0"]
+        """What of the first layer's gates (or of ``squeeze``) depends on the input alone; leading axes are free."""
+        bias = params["squeeze_bias" if self.squeeze else "bias_0"]
+        gates = einsum("...i,io->...o", embedded, params["input"]) + bias
         return _Input(gates, embedded if self.query_with_input else None, None)
 
     def step_fn(
@@ -215,6 +221,8 @@ class AttentionDecoder(nn.Module):
         if self.attend_first and self.attention is not None:
             context, weights = self._attend(einsum, params, memory, hidden_of(state.layers[-1]), x.embedded)
             gates = gates + einsum("bqi,io->bqo", context, params["context"])
+        if self.squeeze:
+            gates = einsum("bqi,io->bqo", jax.nn.relu(gates), params["squeezed"]) + params["bias_0"]
         if self.input_feeding:
             gates = gates + einsum("bqi,io->bqo", state.fed, params["fed"])
         cell, layers, below = CELLS[self.cell], [], None
@@ -308,13 +316,17 @@ class AttentionDecoder(nn.Module):
     def _declare(self, embedded: Array, keys: Array, mask: Array | None) -> None:
         """Creates the parameters, with one unscanned step of attention for those of the mechanism."""
         gates, glorot = CELLS[self.cell].gates * self.hidden, nn.initializers.glorot_uniform()
-        self.param("input", glorot, (embedded.shape[-1], gates), jnp.float32)
+        entrance = self.squeeze or gates
+        self.param("input", glorot, (embedded.shape[-1], entrance), jnp.float32)
+        if self.squeeze:
+            self.param("squeeze_bias", nn.initializers.zeros, (self.squeeze,), jnp.float32)
+            self.param("squeezed", glorot, (self.squeeze, gates), jnp.float32)
         if self.attention is not None:
             query_dim = self.hidden + (embedded.shape[-1] if self.query_with_input else 0)
             self.attention(jnp.zeros((keys.shape[0], 1, query_dim), keys.dtype), keys, keys, mask)
             context_dim = self.attention.context_dim(keys.shape[-1])
             if self.attend_first:
-                self.param("context", glorot, (context_dim, gates), jnp.float32)
+                self.param("context", glorot, (context_dim, entrance), jnp.float32)
             if self.readout == "attentional":
                 self.param("readout_context", glorot, (context_dim, self.features), jnp.float32)
         if self.readout == "attentional":
