@@ -313,6 +313,4 @@ def _check_copies(copies: Mapping[str, np.ndarray], where: str) -> None:
 def _check_positions(name: str, array: np.ndarray, where: str) -> None:
     off = np.abs(array - np.asarray(sinusoidal_positions(*array.shape, interleaved=False))).max()
     if off > 1e-3:
-        raise ConversionError(
-            f"{where}: expected sinusoids in {name}, found numbers up to {off:.3g} away; not a Marian"
-        )
+        raise ConversionError(f"{where}: expected sinusoids in {name}, found numbers {off:.3g} away; is it a Marian?")

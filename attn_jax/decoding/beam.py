@@ -178,7 +178,8 @@ def beam_search(
     found = _ranked(_concatenate(search.pool, truncated), n_best // groups)
     if groups > 1:
         found = _ranked(jax.tree.map(lambda leaf: leaf.reshape(batch, n_best), found), n_best)
-    return traceback(found, search.history).replace(settled=search.done)
+    settled = jnp.broadcast_to(search.done[:, None], found.scores.shape)
+    return traceback(found, search.history).replace(settled=settled)
 
 
 def _first(start: Begin, rules: Rules, *, room: int, n: int, groups: int, return_tree: bool) -> _Search:

@@ -37,7 +37,7 @@ class Hypotheses:
       finished: ``[batch, n_best]`` bool, whether the hypothesis ends with ``EOS_ID``.
       weights: ``[batch, n_best, max_len, src_len]``, row t is the attention that chose token t; 0 after the end. None
         when the decoder gives no weights.
-      settled: ``[batch]`` bool, False for a row whose search ran out of room (`Rules.room`) before it was done.
+      settled: ``[batch, n_best]`` bool, False where the search ran out of room (`Rules.room`) before it was done.
       tree: what a beam search went through, if asked for; see `attn_jax.decoding.history.BeamTree`.
     """
 

@@ -116,5 +116,5 @@ def rollout(
         scores=rules.score(log_probs, start.divisors[lengths], weights.sum(0) if rules.covers else None),
         finished=jnp.any(tokens == EOS_ID, axis=0),
         weights=None if weights is None else jnp.moveaxis(weights, 0, 2),
-        settled=end.done.all(-1),
+        settled=end.done,
     )
