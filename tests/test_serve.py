@@ -260,6 +260,7 @@ def test_ctrl_c_within_a_translation(server, monkeypatch, capsys):
     before, translate, answers, asking = signal.getsignal(signal.SIGINT), serve.attention_of, [], []
 
     def attention_of(*args, **kwargs):
+        time.sleep(0.5)  # the server's thread has this one started, and listens again
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.2)
         return translate(*args, **kwargs)
