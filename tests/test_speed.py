@@ -133,6 +133,7 @@ def test_rows_that_are_not_there(capsys):
     assert "no row 'trian'; there are layer, train" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a minute with all peers
 def test_quick_run(tmp_path, capsys):
     goals = main(["--quick", "--out", str(tmp_path)])
     shown = capsys.readouterr().out
