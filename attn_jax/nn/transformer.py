@@ -243,7 +243,10 @@ class TransformerEncoder(nn.Module):
 
 
 class DecoderBlock(TransformerBlock):
-    """Self-attention over the past, attention over the source, feed-forward. Attributes: see `TransformerBlock`."""
+    """Self-attention over the past, attention over the source, feed-forward. Attributes: see `TransformerBlock`.
+
+    What a block remembers of the past is in three methods: `empty_cache`, `look_back` and `look_back_step`.
+    """
 
     def setup(self):
         """Builds the sublayers, with one more in the middle."""
@@ -276,17 +279,23 @@ class DecoderBlock(TransformerBlock):
         """
         chex.assert_shape(inputs, (None, None, self.features))
         chex.assert_equal_shape_prefix([inputs, source], 1)
+        memory = self.prepare(source, source_mask)
+        outputs, own = self.look_back(inputs, mask, deterministic, return_weights)
+        outputs, cross = self._look_at_source(outputs, memory, deterministic, return_weights)
+        return self.feed_forward(outputs, deterministic), DecoderWeights(own, cross) if return_weights else None
+
+    def look_back(
+        self, inputs: Array, mask: Array | None, deterministic: bool, return_weights: bool
+    ) -> tuple[Float[Array, "batch tgt_len features"], Float[Array, "batch heads tgt_len tgt_len"] | None]:
+        """The first sublayer, over a whole sequence; the weights, or None."""
         batch, time = inputs.shape[:2]
         past = jnp.broadcast_to(causal_mask(time), (batch, time, time))  # [batch, q_len, kv_len]
         past = past if mask is None else past & expand_mask(mask)
-        memory = self.prepare(source, source_mask)
 
         def look(x: Array) -> tuple[Array, Array | None]:
             return self.attend(self.attention, x, self.memory(self.attention, x, past), deterministic, return_weights)
 
-        outputs, own = self.sublayer(self.attention_norm, inputs, look, deterministic)
-        outputs, cross = self._look_at_source(outputs, memory, deterministic, return_weights)
-        return self.feed_forward(outputs, deterministic), DecoderWeights(own, cross) if return_weights else None
+        return self.sublayer(self.attention_norm, inputs, look, deterministic)
 
     def _look_at_source(
         self, inputs: Array, memory: Memory, deterministic: bool, return_weights: bool = True
@@ -325,11 +334,19 @@ class DecoderBlock(TransformerBlock):
         Returns:
           ``outputs [batch, beam, features]``, ``weights [batch, heads, beam, src_len]`` over the source, the new cache.
         """
+        chex.assert_shape(inputs, (None, None, self.features))
+        chex.assert_shape(position, inputs.shape[:2])
+        outputs, cache = self.look_back_step(inputs, cache, position)
+        outputs, weights = self._look_at_source(outputs, memory, True)
+        return self.feed_forward(outputs, True), weights, cache
+
+    def look_back_step(
+        self, inputs: Array, cache: Cache, position: Array
+    ) -> tuple[Float[Array, "batch beam features"], Cache]:
+        """The first sublayer, one step; the new cache."""
         batch, beam, _ = inputs.shape
         max_len = cache.keys.shape[2]
-        chex.assert_shape(inputs, (None, None, self.features))
         chex.assert_shape(cache.keys, (batch, beam, max_len, self.num_heads, None))
-        chex.assert_shape(position, (batch, beam))
         slots = jnp.arange(max_len)
         here, past = slots == position[..., None], slots <= position[..., None]  # [batch, beam, max_len]
 
@@ -345,6 +362,4 @@ class DecoderBlock(TransformerBlock):
             )
             return outputs.reshape(batch, beam, -1), grown
 
-        outputs, cache = self.sublayer(self.attention_norm, inputs, own_past, True)
-        outputs, weights = self._look_at_source(outputs, memory, True)
-        return self.feed_forward(outputs, True), weights, cache
+        return self.sublayer(self.attention_norm, inputs, own_past, True)
