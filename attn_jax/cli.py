@@ -23,7 +23,7 @@ from attn_jax.verbs.demo import Demo, Doctor
 from attn_jax.verbs.train import Train
 from attn_jax.verbs.translate import Evaluate, Score, Translate
 
-OUT_OF_MEMORY = "out of memory; lower --batch-tokens or --beam, or take a smaller model"
+OUT_OF_MEMORY = "out of memory; take smaller batches (--batch-tokens), a narrower --beam, or a smaller model"
 VERBS = {
     "demo": Demo,
     "train": Train,
@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
-        _stop(2, f"error: {error or OUT_OF_MEMORY}")
+        _stop(2, f"error: {str(error) or OUT_OF_MEMORY}")
     except Interrupted as error:
         _stop(130, f"{error}; go on with the same command and --resume (in place of --overwrite)", alone=args is None)
     except Exception as error:

@@ -112,7 +112,7 @@ def train_on_text(
     }
     if resume:
         journal.check_data(data)
-        vocabularies = _load_vocabularies(journal.vocabulary)
+        vocabularies = _load_vocabularies(journal.vocabulary, config.data)
         if base and vocabularies != (base.src_vocab, base.tgt_vocab):
             raise ValueError(f"{config.init_from}: holds other vocabularies than when the run was started")
     elif base:
@@ -200,9 +200,10 @@ def _save_vocabularies(folder: Path, src: Vocabulary, tgt: Vocabulary) -> None:
         tgt.save(folder, "tgt")
 
 
-def _load_vocabularies(folder: Path) -> tuple[Vocabulary, Vocabulary]:
+def _load_vocabularies(folder: Path, config: DataConfig) -> tuple[Vocabulary, Vocabulary]:
     src = load_vocabulary(folder, "src")
-    return src, load_vocabulary(folder, "tgt") if (folder / "tgt.json").exists() else src
+    joint = config.vocabulary != "word" and not config.separate
+    return src, src if joint else load_vocabulary(folder, "tgt")
 
 
 def make_evaluation(

@@ -58,7 +58,7 @@ class DataConfig:
       src, tgt: training text, plain or .gz, line by line; ``tgt`` None: ``src`` is a two-column .tsv.
       valid_src, valid_tgt: the same for validation.
       vocabulary: ``bpe`` or ``unigram`` subwords, or ``word``.
-      vocab_size: of a subword vocabulary; of a word vocabulary the most words, 0: all.
+      vocab_size: of a subword vocabulary; of a word vocabulary the most words, special ones counted, 0: all.
       separate: a vocabulary for each side instead of a joint one. Word vocabularies are always separate.
       lowercase: lower-cases all text; stored with the model.
       alignments: word alignments of the training text, Pharaoh links ``i-j``, a line a pair; for guided alignment.
@@ -80,9 +80,12 @@ class DataConfig:
         """Checks names and ranges."""
         if self.vocabulary not in VOCABULARIES:
             raise ValueError(f"vocabulary must be one of {', '.join(VOCABULARIES)}; found {self.vocabulary!r}")
-        least = 0 if self.vocabulary == "word" else len(SPECIAL_TOKENS) + 1
-        if self.vocab_size < least:
-            raise ValueError(f"vocab_size must be at least {least}, found {self.vocab_size}; try --vocab-size 6000")
+        every_word = self.vocabulary == "word" and self.vocab_size == 0
+        if self.vocab_size <= len(SPECIAL_TOKENS) and not every_word:
+            raise ValueError(
+                f"vocab_size must be above the {len(SPECIAL_TOKENS)} special pieces, which it counts, found "
+                f"{self.vocab_size}; try --vocab-size 6000"
+            )
 
 
 _OF_VOCABULARIES = {

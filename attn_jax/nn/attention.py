@@ -7,8 +7,8 @@
 The pure functions take raw parameter arrays, so a decoder can call them inside a scan, where linen modules must not go.
 
 A new mechanism is a subclass of `Attention` with its parameters' ``shapes``, what it does to the keys
-(``project_keys``) and its ``scores``; listed in `ATTENTIONS` it is available by name to every model and to the command
-line.
+(``project_keys``) and its ``scores``; listed in `ATTENTIONS` it is available by name to every recurrent
+encoder-decoder and to the command line.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Meter:
                 name = "loss" if not np.isfinite(values[0]) else "gradient"
                 raise FloatingPointError(
                     f"the {name} is no longer a number at step {step}; nothing was saved since. Go on from the newest "
-                    "checkpoint with --resume and a lower --learning-rate"
+                    "checkpoint with --resume and a lower learning rate"
                 )
             self._sums += values
         self._steps += len(self._pending)

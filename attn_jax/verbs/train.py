@@ -75,7 +75,7 @@ class Train:
     teacher_forcing: Literal["constant", "linear", "exponential", "inverse_sigmoid", "cosine"] = "constant"
     """How the probability of feeding the true token falls (recurrent models)."""
     teacher_forcing_value: float = 1.0
-    """The probability of constant; where linear and cosine end."""
+    """The probability of constant; where linear and cosine end (1: at 0). The others fall at their own pace."""
     alignments: Path | None = None
     """Word alignments of the training text, Pharaoh links i-j, a line a pair (attn-jax align): they guide attention."""
     guided_weight: float = 0.5

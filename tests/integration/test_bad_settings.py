@@ -1,5 +1,6 @@
 """What a user gets wrong: one line, exit code 2, and nothing on the disk that was not there before."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -231,7 +232,8 @@ def test_numbers_that_make_no_run(text, tmp_path, capsys):
         (["--weight-decay", "nan"], "weight_decay"),
         (["--teacher-forcing-value", "2"], "teacher_forcing_value"),
         (["--max-len", "2"], "max_len 2"),
-        (["--vocab-size", "3"], "try --vocab-size 6000"),
+        (["--vocab-size", "4"], "try --vocab-size 6000"),
+        (["--vocabulary", "word", "--vocab-size", "4"], "try --vocab-size 6000"),
     ):
         assert said in fails(capsys, *train_command(text, tmp_path / "out", *options))
         assert not (tmp_path / "out").exists()
@@ -250,12 +252,24 @@ def test_settings_that_the_text_does_not_fit(text, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")])
+def test_out_of_memory(capsys, monkeypatch, error):
+    @dataclasses.dataclass
+    class Heavy:
+        def run(self):
+            raise error
+
+    monkeypatch.setitem(cli.VERBS, "doctor", Heavy)
+    assert f"error: {cli.OUT_OF_MEMORY}" in fails(capsys, "doctor")
+
+
 def test_a_model_without_attention_and_a_vocabulary_a_side(text, tmp_path, capsys, monkeypatch):
     """Separate unigram vocabularies, from end to end; and all but the picture works without attention."""
     out = tmp_path / "plain"
     options = ["--steps", "1", "--separate", "--vocabulary", "unigram", "--vocab-size", "120", "--buckets", "1",
                "--valid-src", text / "few.tsv"]  # fmt: skip
-    said = run(capsys, *train_command(text, out, *options), "attention=null", "encoder_cell=rnn")
+    command = *train_command(text, out, *options), "attention=null", "encoder_cell=rnn"
+    said = run(capsys, *command)
     assert "120 source and 120 target pieces" in said
     names = {path.name for path in (out / "model").iterdir()}
     assert {"src.json", "src.model", "tgt.json", "tgt.model"} <= names
@@ -264,6 +278,8 @@ def test_a_model_without_attention_and_a_vocabulary_a_side(text, tmp_path, capsy
     assert "trained without attention, so there is nothing to draw" in error and not (tmp_path / "a.html").exists()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"i am a student\n")))
     assert run(capsys, "translate", out, "--beam", "1").count("\n") == 1
+    (out / "vocabulary" / "tgt.json").unlink()  # the source's would fit as well, with other words
+    assert "tgt.json" in fails(capsys, *command, "--resume")
 
 
 # -------------------------------------------------------------------------------------------------------- text, folders
