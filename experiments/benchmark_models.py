@@ -178,7 +178,7 @@ def draw(of: Mapping[str, Any]):
     for ax in (parameters, times, memory):
         ax.set_xticks(places, names)
         ax.margins(y=0.1)
-        ax.yaxis.set_major_formatter("{x:,.6g}")
+        ax.yaxis.set_major_formatter("{x:,.7g}")
     for ax in axes.flat:
         ax.title.set_fontsize(9)
         ax.xaxis.label.set_fontsize(8)

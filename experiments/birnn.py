@@ -207,18 +207,19 @@ def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
     model = classifier(config, "rnn", True, "last")
     inputs, _ = even_sum_task(1, config.length, seed=3)
     hidden = np.asarray(model.apply({"params": one_seed(fits["last"].params)}, inputs, method="states")[0]).T
-    mesh = states.pcolormesh(hidden, cmap="RdBu_r", vmin=-1, vmax=1)
-    states.axhline(config.hidden, color="black", linewidth=1)
+    steps, units = np.arange(1, config.length + 1), np.arange(1, 2 * config.hidden + 1)
+    mesh = states.pcolormesh(steps, units, hidden, cmap="RdBu_r", vmin=-1, vmax=1)
+    states.axhline(config.hidden + 0.5, color="black", linewidth=1)
     states.set(title="hidden states of one sample: forward below, backward above", xlabel="step", ylabel="unit")
     figure.colorbar(mesh, ax=states, label="activation")
-    steps = np.arange(1, config.length + 1)
     for direction, label, color in ((0, "forward", COLORS[0]), (1, "backward", COLORS[1])):
         knows.plot(steps, knowledge["past"][direction], "o-", color=color, markersize=3, label=f"{label}: sum so far")
         knows.plot(
             steps, knowledge["future"][direction], "s--", color=color, markersize=3, label=f"{label}: sum to come"
         )
     knows.set(title="what a state knows (linear probe)", xlabel="step", ylabel="variance explained")
-    knows.legend(fontsize=7, frameon=False)
+    knows.set_ylim(top=1.35)  # room for the legend
+    knows.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
     for index, (name, found) in enumerate(exercise.items()):
         line = {"color": COLORS[index // 2], "linestyle": "-" if index % 2 == 0 else "--", "marker": "os^D"[index // 2]}
         band(lengths, config.lengths, 100 * found.T, label=name, markersize=3, **line)
