@@ -1,9 +1,9 @@
 """Eight attention mechanisms in the same decoder: parameters, sharpness, accuracy, alignment error and step time.
 
-Command: ``python -m experiments compare_attention``; 13 minutes on one core. Held-out BLEU and alignment error after 1,200
-updates, means of three seeds: one head of multi-head 82.4 and 9.8 %, additive 81.8 and 10.4, concat 80.0 and 11.2, dot
-78.0 and 11.1, general 71.2 and 12.8, four heads 79.1 and 18.3, location 65.4 and 41.8, scaled dot 42.2 and 31.9; a step
-takes 19 to 28 ms.
+Command: ``python -m experiments compare_attention``; 13 minutes on one core. Held-out BLEU and alignment error after
+1,200 updates, means of three seeds: one head of multi-head 82.4 and 9.8 %, additive 81.8 and 10.4, concat 80.0 and
+11.2, dot 78.0 and 11.1, general 71.2 and 12.8, four heads 79.1 and 18.3, location 65.4 and 41.8, scaled dot 42.2 and
+31.9; a step takes 19 to 28 ms.
 
 Every mechanism is trained from the same three seeds on the same sentences of the bundled grammar, whose gold alignments
 are known. The held-out pairs are looked at once, after the last step: nothing is chosen by them. The notebook compares
