@@ -20,8 +20,9 @@ from attn_jax.pictures import attention_of
 from attn_jax.run import train_on_text
 from attn_jax.run_config import DataConfig, RunConfig
 from attn_jax.search_config import SearchConfig
-from attn_jax.training import journal as journals
-from attn_jax.training.loop import TrainConfig
+from attn_jax.training import run_folder
+from attn_jax.training.journal import Journal
+from attn_jax.training.loop import TrainConfig, resumable
 from attn_jax.training.step import OptimizerConfig
 from attn_jax.viz.examples import AttentionExample
 from attn_jax.viz.figures import plot_attention, save_figure
@@ -107,7 +108,7 @@ def run_demo(
       resume: goes on with the run that is there.
       on_event: see `attn_jax.run.run_training`.
     """
-    journals.check(out, overwrite=overwrite, resume=resume)
+    run_folder.check(out, overwrite=overwrite, resume=resume)
     started = time.perf_counter()
     parts = split(config.train, config.valid, config.test, config.seed)
     train_pairs, _, test_pairs = parts
@@ -139,8 +140,9 @@ def run_demo(
     )
     texts = _text(parts[0]), _text(parts[1])
     translator, _ = train_on_text(run, lambda: texts, out, resume, overwrite, on_event)
-    result = measure(translator, train_pairs, test_pairs)
-    _draw(translator, result, test_pairs, Path(out))
+    with resumable(Journal(Path(out))):
+        result = measure(translator, train_pairs, test_pairs)
+        _draw(translator, result, test_pairs, Path(out))
     record = {
         "bleu": result.bleu,
         "signature": result.signature,

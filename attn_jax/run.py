@@ -22,9 +22,9 @@ from attn_jax.hub import Translator
 from attn_jax.metrics.translation import bleu
 from attn_jax.models.families import build_model
 from attn_jax.run_config import MAY_CHANGE, DataConfig, RunConfig, settled
-from attn_jax.training import checkpoints
-from attn_jax.training import journal as journals
-from attn_jax.training.loop import Evaluation, TrainResult, check_params, train, validation_loss
+from attn_jax.training import checkpoints, run_folder
+from attn_jax.training.journal import Journal
+from attn_jax.training.loop import Evaluation, TrainResult, check_params, resumable, train, validation_loss
 
 SAMPLES = 4
 """Translations shown at each validation."""
@@ -96,9 +96,9 @@ def train_on_text(
     Returns:
       See `run_training`.
     """
-    journals.check(out, overwrite=overwrite, resume=resume)
-    journals.check_alone(out)
-    journal = journals.Journal(Path(out))
+    run_folder.check(out, overwrite=overwrite, resume=resume)
+    run_folder.check_alone(out)
+    journal = Journal(Path(out))
     begun = resume and checkpoints.latest_step(journal.checkpoints) is not None
     base = Translator.load(config.init_from) if config.init_from and not begun else None
     config = settled(config, base, journal.read_config() if resume else {})
@@ -140,8 +140,8 @@ def train_on_text(
     evaluate, too_long = make_evaluation(translator, valid_text, config.data.batching)
     on_event("note", {"text": _describe(batches, src_vocab, tgt_vocab, config.precision, too_long)})
 
-    with journals.alone(out):
-        journals.create(out, overwrite=overwrite, resume=resume)
+    with run_folder.alone(out), resumable(journal):
+        run_folder.create(out, overwrite=overwrite, resume=resume)
         if not resume:
             journal.write_data(data)
             _save_vocabularies(journal.vocabulary, src_vocab, tgt_vocab)

@@ -30,8 +30,8 @@ from attn_jax.viz.viewer import live_page
 MAX_BODY = 16_384  # [bytes]
 MAX_CHARS = 2_000
 MAX_BEAM = 10
-MAX_TOKENS = 128  # of a sentence: maps of all heads grow with its square
-MAX_PREFIX = 512  # tokens
+MAX_TOKENS = 128  # of a sentence: maps of all heads grow with its square, and with that of the answer
+MAX_PREFIX = 128  # tokens; without a limit of the model's, an answer has at most 2 * MAX_TOKENS + 10 more
 MAX_TEMPERATURE = 5.0
 BURST, PER_SECOND = 20, 4.0  # requests at once, and those that come back a second
 PATIENCE = 60.0  # [s] that a request waits for the one before it

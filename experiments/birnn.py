@@ -198,8 +198,8 @@ def probe(config: Config, params: Any) -> dict[str, np.ndarray]:
 
 def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
     """Loss, hidden states of one sample, what each direction knows, and accuracy against length."""
-    figure, axes = new_figure(2, 2, width=5.0, height=3.3)
-    (loss, states), (knows, lengths) = axes
+    figure, axes = new_figure(2, 3, width=4.6, height=3.3)
+    (loss, states, knows), lengths = axes
     for (pooling, found), color in zip(fits.items(), COLORS, strict=False):
         band(loss, np.arange(1, config.epochs + 1), found.history["loss"], label=f"pooling: {pooling}", color=color)
     loss.set(title="training loss, the notebook's run", xlabel="epoch (one update each)", ylabel="nats")
@@ -220,18 +220,21 @@ def draw(config: Config, fits: dict[str, Fit], exercise: dict, knowledge: dict):
     knows.set(title="what a state knows (linear probe)", xlabel="step", ylabel="variance explained")
     knows.set_ylim(top=1.35)  # room for the legend
     knows.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
-    for index, (name, found) in enumerate(exercise.items()):
-        line = {"color": COLORS[index // 2], "linestyle": "-" if index % 2 == 0 else "--", "marker": "os^D"[index // 2]}
-        band(lengths, config.lengths, 100 * found.T, label=name, markersize=3, **line)
-    lengths.set(
-        title="the exercise: from the last state, or from the mean",
-        xlabel="sequence length",
-        ylabel="held-out accuracy, %",
+    panels = (
+        ("forward", lambda name: "forward" in name),
+        ("both ways, last states", lambda name: name.endswith("both ways")),
+        ("RNN both ways, last states or mean", lambda name: name.startswith("RNN, both")),
     )
-    lengths.axhline(100 * SUM_OF_ALL, color="#999999", linestyle=":", linewidth=1, label="the sum of all positions")
-    lengths.set_xscale("log", base=2)
-    lengths.set_xticks(config.lengths, config.lengths)
-    lengths.legend(fontsize=7, frameon=False)
+    for ax, (title, shown) in zip(lengths, panels, strict=True):
+        for index, (name, found) in enumerate(exercise.items()):
+            if shown(name):
+                line = {"color": COLORS[index // 2], "marker": "os^D"[index // 2]}
+                band(ax, config.lengths, 100 * found.T, label=name, markersize=3, **line)
+        ax.axhline(100 * SUM_OF_ALL, color="#999999", linestyle=":", linewidth=1, label="the sum of all positions")
+        ax.set(title=f"the exercise: {title}", xlabel="sequence length", ylabel="held-out accuracy, %", ylim=(45, 100))
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(config.lengths, config.lengths)
+        ax.legend(fontsize=7, frameon=False, loc="lower left")
     for ax in axes.flat:
         ax.title.set_fontsize(10)
     return figure
@@ -246,6 +249,7 @@ def verify(numbers: dict) -> None:
     for name, found in accuracy.items():
         assert found[0] > 0.9 and found[-1] < found[0] - 0.1, (name, found)
         assert found[-1] < SUM_OF_ALL + 0.03, (name, found)
+        assert found[-1] <= accuracy["RNN, forward"][-1], (name, found)
     past, future = np.array(numbers["knows_past"]), np.array(numbers["knows_future"])
     middle = past.shape[1] // 2
     assert past[0, middle] > past[1, middle] + 0.2 and future[1, middle] > future[0, middle] + 0.2

@@ -69,7 +69,7 @@ class Config:
     length_step: int = 5
     grammar_train: int = 24_000
     grammar_test: int = 1_500
-    grammar_steps: int = 600
+    grammar_steps: int = 1500
     grammar_tokens: int = 1024
     bucket_edges: tuple[int, ...] = (3, 6, 9, 12, 15, 18)
     num_buckets: int = 5

@@ -165,6 +165,9 @@ def run(config: Config) -> Result:
         "at_quarters": {
             name: {key: values[:, quarters] for key, values in found.items()} for name, found in histories.items()
         },
+        "means_by_epoch": {
+            name: {key: values.mean(axis=0) for key, values in found.items()} for name, found in histories.items()
+        },
     }
     keys = ("loss", *(f"{part}_{key}" for part in ("train", "held") for key in ("forced", "free", "gap", "accuracy")))
     tables = [

@@ -179,5 +179,6 @@ def verify(numbers: dict) -> None:
     assert np.min(numbers["correlation"]) > 0.9, numbers["correlation"]
     assert np.mean(numbers["same_argmax"]) > 0.9, numbers["same_argmax"]
     attends, fixed = (numbers["models"][name] for name in ("with attention", "without attention"))
+    assert set(attends["own_translation"]) == {TARGET} and TARGET not in fixed["own_translation"], numbers["models"]
     assert np.min(attends["bleu"]) > np.max(fixed["bleu"]) + 50, (attends["bleu"], fixed["bleu"])
     assert np.mean(attends["log_prob"]) > np.mean(fixed["log_prob"]), (attends["log_prob"], fixed["log_prob"])

@@ -165,9 +165,9 @@ def test_rounding_to_eight_bits_by_hand():
         ({"transformer-ffn-activation": "gelu"}, "transformer-ffn-activation relu or swish, found gelu"),
         ({"enc-depth": "six"}, "expected a number for the option enc-depth, found six"),
         ({"dim-vocabs": "40"}, "expected one size in dim-vocabs, a vocabulary for both languages, found 40"),
-        ({"dim-emb": "12"}, r"expected Wemb of shape \[34, 12\], found \[34, 8\]"),
-        ({"dec-depth": "3"}, r"lacks decoder_l3_rnn_W \[8, 8\]; it has"),
-        ({"dec-depth": "1"}, "holds tensors that a student does not have: decoder_l2_context_W"),
+        ({"dim-emb": "12"}, r"Wemb \[34, 12\], found \[34, 8\]"),
+        ({"dec-depth": "3"}, r"missing: .*decoder_l3_rnn_W \[8, 8\].*; not expected: none"),
+        ({"dec-depth": "1"}, r"missing: none; not expected: decoder_l2_context_W.*belong together"),
     ],
 )
 def test_what_another_model_says(tensors, changes, message):

@@ -15,6 +15,7 @@ import pytest
 
 from attn_jax.data.batching import BatchConfig
 from attn_jax.data.grammar import AlignedPair
+from experiments import __main__ as command_line
 from experiments import (
     benchmark_models,
     birnn,
@@ -181,12 +182,30 @@ def test_the_command_line(capsys, monkeypatch):
     assert "'all' takes no settings of a single experiment, found --seeds 3" in capsys.readouterr().err
 
 
+def test_all_are_run_and_what_does_not_hold_is_named(tmp_path, monkeypatch):
+    def wrong(numbers):
+        raise AssertionError("the weights")
+
+    two = ("qkv_walkthrough", "temperature")
+    monkeypatch.setattr(command_line, "NAMES", two)
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("sys.argv", ["experiments", "all", "--out", str(tmp_path)])
+    main()
+    for name in two:
+        (tmp_path / name / "results.json").unlink()
+    monkeypatch.setattr(load(two[0]), "verify", wrong)
+    with pytest.raises(SystemExit, match="findings that do not hold:\nqkv_walkthrough: the weights"):
+        main()
+    assert all((tmp_path / name / "results.json").exists() for name in two)
+
+
 def test_the_readme_names_what_exists():
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "__main__", "runner"}
     assert files == set(NAMES)
     assert all(f"| `{name}` |" in readme and f"`{name}.py`" in readme for name in NAMES)
-    assert "..." not in readme and not any("to be done" in load(name).__doc__ for name in NAMES)
+    assert not any(word in text for text in (readme, *(load(name).__doc__ for name in NAMES))
+                   for word in ("...", "to be done", "not run"))  # fmt: skip
     tests = set(re.findall(r"`(test_\w+)(?:\[NAME\])?`", readme))
     assert tests and tests <= set(globals())
 

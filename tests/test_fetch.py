@@ -34,7 +34,10 @@ def entry(name, content):
 
 @contextmanager
 def hub(stop_after=None, ranges=True, change=None, files=FILES):
-    """A hub whose requests are written down; it breaks off the first answer that is longer than ``stop_after``."""
+    """A hub whose requests are written down; it breaks off the first answer that is longer than ``stop_after``.
+
+    Large files lie elsewhere, as they do on the real one.
+    """
     asked, stops = [], [stop_after]
     listing = {"sha": COMMIT, "siblings": [entry(name, content) for name, content in files.items()]}
 
@@ -44,7 +47,14 @@ def hub(stop_after=None, ranges=True, change=None, files=FILES):
             name = self.path.rsplit("/", 1)[-1]
             if self.path == "/api/models/Helsinki-NLP/opus-mt-en-fr/revision/main?blobs=true":
                 return self.answer(json.dumps(listing).encode())
-            if self.path != f"/Helsinki-NLP/opus-mt-en-fr/resolve/{COMMIT}/{name}":
+            if self.path.startswith("/api/models/busy"):
+                return self.send_error(503)
+            if self.path == f"/Helsinki-NLP/opus-mt-en-fr/resolve/{COMMIT}/{name}" and name in LARGE:
+                self.send_response(302)
+                self.send_header("Location", f"/elsewhere/{name}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            if self.path not in (f"/Helsinki-NLP/opus-mt-en-fr/resolve/{COMMIT}/{name}", f"/elsewhere/{name}"):
                 return self.send_error(404)
             content = files[name] if change is None else change(name, files[name])
             start = int(self.headers["Range"][6:-1]) if ranges and "Range" in self.headers else 0
@@ -78,9 +88,9 @@ def hub(stop_after=None, ranges=True, change=None, files=FILES):
 def test_what_is_needed_comes_verified(tmp_path, capsys):
     with hub() as (url, asked):
         Fetch(name="opus-mt-en-fr", out=tmp_path / "a", hub=url).run()
-        assert len(asked) == 7  # the list, and six of the seven files
+        assert len(asked) == 10  # the list, and six of the seven files, three of them elsewhere
         Fetch(name="Helsinki-NLP/opus-mt-en-fr", out=tmp_path / "a", hub=url).run()
-        assert len(asked) == 8  # all is there: only the list
+        assert len(asked) == 11  # all is there: only the list
     wanted = {name: content for name, content in FILES.items() if name != "tf_model.h5"}
     assert {
         path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.name != "manifest.json"
@@ -137,11 +147,15 @@ def test_errors(tmp_path):
     with hub() as (url, _):
         with pytest.raises(DownloadError, match=r"the server answers 404 Not Found; check the name"):
             fetch_marian("opus-mt-xx-yy", tmp_path, hub=url)
+        with pytest.raises(DownloadError, match=r"the server answers 503 Service Unavailable; try again later"):
+            fetch_marian("busy/model", tmp_path, hub=url)
         with pytest.raises(DownloadError, match=r"expected an address that begins with https://"):
             fetch_marian("opus-mt-en-fr", tmp_path, hub="file:///etc")
         for name in ("../secret", "a/b/c", "a b", "", "owner/..", "x?y"):
             with pytest.raises(ValueError, match="expected the name of a model"):
                 fetch_marian(name, tmp_path, hub=url)
+    with hub(stop_after=10) as (url, _), pytest.raises(DownloadError, match="expected JSON"):
+        fetch_marian("opus-mt-en-fr", tmp_path, hub=url)
     with pytest.raises(DownloadError, match="cannot be reached"):
         download(f"{url}/a", tmp_path / "a", Expected(1, "sha256", "0"))
     few = {name: FILES[name] for name in ("config.json", "vocab.json", "source.spm")}

@@ -12,7 +12,7 @@ from attn_jax.hub import Translator, token_strings
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import EOS_ID, UNK_ID, Batch
 from attn_jax.storage.model_folder import ModelFolderError
-from attn_jax.training import journal
+from attn_jax.training import run_folder
 
 SRC, TGT = WordVocabulary.build(["a b c d e f g"]), WordVocabulary.build(["A B C D E F G H"])
 SENTENCES = ["a b c", "", "g", "f e d c b a g f e d c b a", "a x c", " \t", "d d"]
@@ -138,7 +138,7 @@ def test_a_model_folder_gives_the_same_translator(tmp_path, joint):
 
 
 def test_a_run_without_a_model(tmp_path):
-    journal.create(tmp_path / "run")
+    run_folder.create(tmp_path / "run")
     with pytest.raises(ModelFolderError, match="run: this run has no model yet; go on with --resume until"):
         Translator.load(tmp_path / "run")
 

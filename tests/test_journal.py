@@ -1,18 +1,22 @@
 """The run folder: never overwritten by accident, no record lost or torn, rewound on resume, data and place recorded."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from attn_jax.training import journal as journal_module
+from attn_jax.training import run_folder
 from attn_jax.training.environment import PACKAGES, environment, git_revision
-from attn_jax.training.journal import NAMES, RunFolderError, alone, check_alone, create, format_samples, read_metrics
+from attn_jax.training.journal import RunFolderError, format_samples, read_metrics
+from attn_jax.training.run_folder import NAMES, alone, check_alone, create
 
 
 @pytest.fixture
@@ -61,6 +65,8 @@ def test_overwrite_removes_the_run_and_nothing_else(run, tmp_path):
     weights = tmp_path / "elsewhere"
     run.checkpoints.rename(weights)
     run.checkpoints.symlink_to(weights)
+    (run.folder / ".model.replaced").mkdir()
+    (run.folder / ".model.replaced" / "config.json").touch()  # of a save that was killed
     create(str(run.folder), overwrite=True)
     assert contents(run.folder).keys() == {"environment.json", "notes.txt"} and (weights / "weights").is_file()
     assert len(json.loads((run.folder / "environment.json").read_text())) == 1
@@ -73,6 +79,13 @@ def test_foreign_folders_are_not_removed(tmp_path, text):
     with pytest.raises(RunFolderError, match="nothing was removed"):
         create(tmp_path, overwrite=True)
     assert (tmp_path / "checkpoints").is_dir() and (tmp_path / "environment.json").read_text() == text
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_model_that_is_of_no_run_stays(tmp_path, overwrite):
+    (tmp_path / ".model.replaced").mkdir()  # all that a killed save of a translator left
+    create(tmp_path, overwrite=overwrite)
+    assert (tmp_path / ".model.replaced").is_dir()
 
 
 def test_resume_goes_on(run):
@@ -111,13 +124,22 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
 
 
 def test_one_process_trains_in_a_folder(tmp_path):
-    code = f"import attn_jax.training.journal as j, sys; j.check_alone({str(tmp_path / 'run')!r})"
+    code = f"import attn_jax.training.run_folder as f, sys; f.check_alone({str(tmp_path / 'run')!r})"
     with alone(tmp_path / "run"):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "run: another process trains here; wait until it ends, stop it, or choose another --out" in other.stderr
     check_alone(tmp_path / "run")
     check_alone(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_folder, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=2, LOCK_NB=4))
+    with alone(tmp_path / "run"):
+        check_alone(tmp_path / "run")
 
 
 def test_garbled_records(run):

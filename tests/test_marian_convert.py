@@ -129,13 +129,15 @@ def test_other_weights(copy, change, message):
         ("config.json", {"decoder_start_token_id": 999}, "expected decoder_start_token_id below .*, found 999"),
         ("config.json", {"encoder_ffn_dim": 25}, r"fc1.weight \[25, 16\], found \[24, 16\]"),
         ("vocab.json", {"one more": 0}, "expected an object with the ids 0, 1, 2"),
+        ("vocab.json", {"<pad>": "9"}, "expected an object with the ids 0, 1, 2"),
+        ("generation_config.json", {"decoder_start_token_id": 0}, "expected decoder_start_token_id .* found 0"),
         (
             "generation_config.json",
             {"repetition_penalty": 1.5},
             "asks for what this search cannot do: repetition_penalty",
         ),
         ("generation_config.json", {"bad_words_ids": [[7, 8]]}, "expected bad_words_ids .*, padding alone, found"),
-        ("generation_config.json", {"eos_token_id": 3}, "expected eos_token_id 0 as in the vocabulary, found 3"),
+        ("generation_config.json", {"eos_token_id": 3}, "expected eos_token_id 0 as in the vocabulary .*, found 3"),
         ("generation_config.json", {"early_stopping": "soon"}, "expected early_stopping true, false or 'never'"),
     ],
 )
@@ -158,7 +160,7 @@ def test_missing_files(copy, tmp_path):
 
 def test_how_to_search():
     def settings(**given):
-        return search_settings(given, eos=0, pad=9, where="generation_config.json")
+        return search_settings(given, eos=0, pad=9, start=9, where="generation_config.json")
 
     usual = {"num_beams": 6, "max_length": 512, "bad_words_ids": [[9]], "forced_eos_token_id": 0, "do_sample": False}
     config = SearchConfig(**settings(**usual))

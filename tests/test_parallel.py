@@ -18,7 +18,7 @@ from attn_jax.data.errors import (
     LineCountError,
     MissingFileError,
 )
-from attn_jax.data.parallel import LineReader, parting_line, read_lines, read_parallel
+from attn_jax.data.parallel import LineReader, parting_line, read_lines, read_parallel, read_sides
 
 
 @pytest.fixture
@@ -183,6 +183,10 @@ def test_empty_files(write):
         with pytest.raises(EmptyFileError, match=r"empty\.de"):
             read_parallel(*pair)
     assert read_lines(empty).lines == ()
+    for pair in ((empty, full), (full, empty)):
+        with pytest.raises(EmptyFileError, match=r"empty\.de: expected lines of text"):
+            read_sides(*pair)
+    assert [side.lines for side in read_sides(full, full)] == [("a",), ("a",)]
 
 
 def test_no_usable_pair_says_why(write):
@@ -204,10 +208,11 @@ def test_unequal_line_counts_name_files_counts_and_place(write):
         assert part in message(caught)
 
 
-def test_a_file_cut_off_at_its_end(write):
+@pytest.mark.parametrize("read", [read_parallel, read_sides])
+def test_a_file_cut_off_at_its_end(write, read):
     src, tgt = varied(100)
     with pytest.raises(LineCountError) as caught:
-        read_parallel(write("a.de", "\n".join(src[:60])), write("a.en", "\n".join(tgt)))
+        read(write("a.de", "\n".join(src[:60])), write("a.en", "\n".join(tgt)))
     assert "a.de has 60 lines but" in message(caught) and "a.de may be cut off at its end" in message(caught)
 
 

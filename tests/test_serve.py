@@ -221,6 +221,9 @@ def test_in_the_browser(server, browser):
     browser.open(server.url)
     assert browser.js("document.getElementById('main').hidden")
     browser("Input.insertText", text=SENTENCE)  # the sentence has the focus
+    composing = "new KeyboardEvent('keydown', {key: 'Enter', isComposing: true, bubbles: true, cancelable: true})"
+    assert browser.js(f"document.activeElement.dispatchEvent({composing})")  # nobody took it for the end
+    assert not browser.js("document.getElementById('ask').hasAttribute('aria-busy')")
     browser.key("Enter")
     browser.until("!document.getElementById('main').hidden")
     assert browser.js("document.getElementById('source').textContent") == SENTENCE

@@ -85,11 +85,17 @@ class Evil:
         ({"w": tensor(length=7)}, "expected 7 numbers of float32 in data/0, found 6"),
         ({"w": 3}, "expected tensors by name, found 'w' of type int"),
         ([tensor()], "expected a dictionary of tensors, found list"),
+        ({(1, 2): tensor()}, r"expected tensors by name, found \(1, 2\) as a name"),
+        # a tuple of the same tuple twice, 60 deep: 2^60 of them to hash, or to write out
+        (b"\x80\x02})" + 60 * b"q\x00h\x00\x86" + b"Ns.", "expected tensors by name"),
+        (b"\x80\x02)" + 60 * b"q\x00h\x00\x86" + b"Q.", "expected a reference to a storage"),
+        ({"w": tensor((1, 6), (2**62, 1))}, "its description cannot be read"),
         ({"w": pickle.PickleBuffer}, "expected tensors by name, found 'w' of type _Name"),
     ],
 )
 def test_what_is_refused(tmp_path, value, message):
-    text = pickle.dumps(value, 2) if isinstance(value, Evil) else description(value)
+    text = pickle.dumps(value, 2) if isinstance(value, Evil) else value
+    text = text if isinstance(text, bytes) else description(value)
     with pytest.raises(TorchFileError, match=message) as raised:
         read_torch_file(archive(tmp_path / "a.bin", text, [range(6)]))
     assert "a.bin" in str(raised.value) and "\n" not in str(raised.value)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.training import checkpoints, journal, loop
+from attn_jax.training import checkpoints, journal, loop, run_folder
 from attn_jax.training.interruption import Interrupted
 from attn_jax.training.loop import Evaluation, TrainConfig, train
 from attn_jax.training.step import OptimizerConfig
@@ -53,7 +53,7 @@ def config(**settings):
 
 
 def start(folder, judge, *, source=None, resume=False, events=None, model=MODEL, on_best=None, params=None, **settings):
-    run = journal.create(folder) if not resume else journal.Journal(folder)
+    run = run_folder.create(folder) if not resume else journal.Journal(folder)
     events = [] if events is None else events
     more = {} if on_best is None else {"on_best": on_best}
     note = lambda kind, event: events.append((kind, dict(event)))  # noqa: E731
@@ -238,7 +238,6 @@ def test_interrupt_and_resume_equal_the_whole(tmp_path, monkeypatch, whole, numb
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match=f"after a checkpoint of step {number}"):
         interrupt_at(patch, number)
         start(tmp_path, first := Judge(1, 2, 3, 4), checkpoint_every=5)
-        raise Interrupted(number)  # at the very end there is nothing left to interrupt
     source = Source()
     second = Judge(*judge.scores[len(first.seen) :])
     parts = start(tmp_path, second, source=source, resume=True, checkpoint_every=5)
@@ -289,9 +288,21 @@ def test_a_run_that_is_over_resumes_to_the_same_result(whole):
     assert again.metrics == result.metrics and judge.seen == []
 
 
+def test_a_rotten_best_checkpoint_is_left_out(tmp_path):
+    """Of the best three, one is no longer what was written: the run still ends, and says so."""
+    start(tmp_path, Judge(1, 4, 3, 2, 0), keep_best=3)
+    rotten = max((tmp_path / "checkpoints" / "00000010" / "arrays").rglob("d/*"))
+    rotten.write_bytes(rotten.read_bytes()[:-1])
+    with pytest.warns(checkpoints.CheckpointWarning, match="skipped the checkpoint of step 10"):
+        again = start(tmp_path, judge := Judge(0), resume=True, keep_best=3)
+    assert again.metrics["bleu"] == 3 and again.averaged == 1
+    mean = checkpoints.average(tmp_path / "checkpoints", [15, 20])
+    jax.tree.map(np.testing.assert_array_equal, judge.seen, [mean])
+
+
 def test_resume_without_a_checkpoint_is_a_fresh_run(tmp_path, whole):
     _, result, judge = whole
-    journal.create(tmp_path).log(3, {"kind": "train", "loss": 1.0})  # and then it was killed
+    run_folder.create(tmp_path).log(3, {"kind": "train", "loss": 1.0})  # and then it was killed
     assert_same(start(tmp_path, Judge(*judge.scores), resume=True).params, result.params)
     assert records(tmp_path, "train") == [*range(1, 21)]
 

@@ -1,14 +1,17 @@
 """What a translator passes on to the searches, and the verbs to the translator: rules, samples, ensembles, prefixes."""
 
+import dataclasses
 import io
 import json
 
 import numpy as np
 import pytest
+import tyro
 
 from attn_jax import cli
 from attn_jax.hub import Translator
 from attn_jax.search_config import SearchConfig
+from attn_jax.verbs.translate import Translate
 from tests.test_hub import SRC, make_translator
 
 SENTENCES = ["a b c", "f e d c b", "g", "d d"]
@@ -199,6 +202,14 @@ def test_prefixes_and_coverage_that_do_not_fit(translator, folders):
 # ------------------------------------------------------------------------------------------------------ command line
 
 
+def test_what_a_folder_turns_on_can_be_turned_off():
+    usual = SearchConfig(beam=4, forced_end=True, renormalize=True)
+    parse = lambda *args: tyro.cli(Translate, args=["folder", *args]).search.over(usual)  # noqa: E731
+    assert parse() == usual
+    assert parse("--forced-end", "False", "--beam", "2") == dataclasses.replace(usual, forced_end=False, beam=2)
+    assert parse("--renormalize", "False", "--sample").sample and not parse("--renormalize", "False").renormalize
+
+
 @pytest.fixture
 def run(capsys, monkeypatch):
     def with_input(*args, lines=SENTENCES):
@@ -216,7 +227,7 @@ def test_translate_with_an_ensemble_prefixes_and_samples(folders, run, tmp_path,
     assert len(lines) == 4 and lines[0].startswith("A B") and lines[2].startswith("C")
     with pytest.raises(SystemExit):
         run("translate", folders / "one", "--prefix", tmp_path / "prefix", lines=["a"])
-    assert "expected a line for each of the 1, found 4" in capsys.readouterr().err
+    assert "expected a line for each of the 1 read, found 4" in capsys.readouterr().err
 
     sample = ["--sample", "--num-samples", "2", "--top-k", "6", "--seed", "3"]
     drawn = run("translate", folders / "one", *sample).out.splitlines()
@@ -251,7 +262,10 @@ def test_score(folders, run, tmp_path, capsys):
     assert both["log_prob"] != first["log_prob"] and "attention" not in both
 
     (tmp_path / "tgt").write_text("A B\n")
-    for more, said in ([], "expected as many lines in"), (["--attention"], "--attention and --top-k add to the JSON"):
+    for more, said in (
+        ([], "line i of one must translate line i of the other"),
+        (["--attention"], "--attention and --top-k add to the JSON"),
+    ):
         with pytest.raises(SystemExit):
             run("score", folders / "one", *files, *more)
         assert said in capsys.readouterr().err

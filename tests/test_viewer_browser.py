@@ -133,6 +133,18 @@ class TestChoosing:
         assert page.js(f"{by_id('gold')}.closest('label').hidden")
         assert page.js(texts(".score")) == ["score −0.250", "score −1.500"]
 
+    def test_possible_links_are_dashed(self, page):
+        """At rest, on hover and on paper; a link that is both is a sure one."""
+        links = "{ gold: [[0, 0]], possible: [[0, 0], [1, 1]] }"
+        page.js(f"Object.assign(examples[0].models[0].hypotheses[0], {links}); showExamples(examples)")
+        halos = "Array.from(document.querySelectorAll('.panel {} .halo'), node => node.getAttribute('class'))"
+        assert page.js(halos.format("g:first-child")) == ["halo possible", "halo"]
+        page.mouse(page.middle(token(ROW, 1)))
+        assert page.js(halos.format("g:last-child")) == ["halo possible"]
+        svg = ET.fromstring(page.js("toSvg(sheet(shownPanels()))"))
+        paths = list(svg.iter("{http://www.w3.org/2000/svg}path"))
+        assert [path.get("stroke-dasharray") for path in paths[:2]] == ["8 9", None]
+
     def test_layers_and_heads(self, page):
         show(page, 2)
         weights = softmax(SCORES)
@@ -295,6 +307,9 @@ class TestKeeping:
             assert png.startswith(b"\x89PNG")
             width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
             assert [width, height] == [2 * float(root.get(name)) for name in ("width", "height")]
+        page.js("HTMLCanvasElement.prototype.toBlob = (done) => done(null)")  # a canvas beyond what the browser draws
+        page.click(by_id("save-png"))
+        page.until(f"{by_id('announcer')}.textContent === 'This picture is too large for PNG; save it as SVG.'")
 
 
 class TestLooks:

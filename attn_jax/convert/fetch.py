@@ -20,7 +20,7 @@ HUB = "https://huggingface.co"
 OWNER = "Helsinki-NLP"
 FORMAT = "attn_jax fetched model, 1"
 NEEDED = ("config.json", "vocab.json", "source.spm", "target.spm")
-OPTIONAL = ("generation_config.json", "target_vocab.json", "tokenizer_config.json", "README.md")
+OPTIONAL = ("generation_config.json", "target_vocab.json", "README.md")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """The first that there is."""
 

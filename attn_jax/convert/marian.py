@@ -15,16 +15,15 @@ import numpy as np
 
 from attn_jax.convert.errors import ConversionError
 from attn_jax.convert.marian_search import search_settings
+from attn_jax.convert.tensors import NEVER, Tensors
 from attn_jax.convert.torch_file import read_torch_file
 from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.models.protocol import BOS_ID
+from attn_jax.storage import manifest
 from attn_jax.storage.files import read_json
 from attn_jax.storage.model_folder import DTYPES, read_tensors
 
 FAMILY = "transformer"
-NEVER = -1e9
-"""Logit of what no model of theirs can write; its share of a softmax is 0 exactly."""
-
 ACTIVATIONS = {
     "swish": "swish",
     "silu": "swish",
@@ -86,6 +85,8 @@ def read_marian(folder: str | Path) -> MarianModel:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConversionError(f"{folder}: missing; expected a folder with config.json, vocab.json and weights")
+    if (folder / manifest.NAME).is_file():  # `attn-jax fetch` wrote it
+        manifest.verify(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "marian":
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
@@ -114,7 +115,7 @@ def read_marian(folder: str | Path) -> MarianModel:
         marian_params(tensors, settings, *orders, where=str(folder)),
         src,
         src if src == tgt else tgt,
-        search_settings(generation, eos=tgt_ids["</s>"], pad=tgt_ids["<pad>"], where=str(where)),
+        search_settings(generation, eos=tgt_ids["</s>"], pad=tgt_ids["<pad>"], start=start, where=str(where)),
     )
 
 
@@ -127,7 +128,8 @@ def _read(path: Path) -> bytes:
 def _vocabulary(path: Path, size: Any) -> dict[str, int]:
     """Ids by token: each from 0 to the size of the vocabulary once."""
     ids = read_json(path)
-    if not isinstance(ids, dict) or sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
+    numbers = set(ids.values()) if isinstance(ids, dict) and all(type(i) is int for i in ids.values()) else None
+    if numbers is None or numbers != set(range(len(ids))):
         raise ConversionError(f"{path}: expected an object with the ids 0, 1, 2 ... of its tokens, each once")
     if len(ids) != size:
         raise ConversionError(f"{path}: expected {size} tokens as config.json says, found {len(ids)}")
@@ -216,11 +218,8 @@ def marian_params(
       ConversionError: for tensors that are missing, left over or of another shape, copies of one tensor that differ,
         and positions that are not the usual sinusoids.
     """
-    taken: dict[str, tuple[int, ...]] = {}
-
-    def take(name: str, *shape: int) -> np.ndarray:
-        taken[name] = shape
-        return tensors[name] if name in tensors and tensors[name].shape == shape else np.zeros(shape, np.float32)
+    given = Tensors(tensors, where)
+    take = given.take
 
     def linear(prefix: str, name: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
         kernel, bias = take(f"{prefix}.weight", outputs, inputs).T, take(f"{prefix}.bias", outputs)
@@ -279,23 +278,8 @@ def marian_params(
     for side in SIDES.values():
         if (name := f"model.{side}.embed_positions.weight") in tensors:
             _check_positions(name, take(name, settings["max_src_len"], width), where)
-    _check_names(tensors, taken, where)
+    given.check()
     return params
-
-
-def _check_names(tensors: Mapping[str, np.ndarray], taken: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Every tensor expected is there in its shape, and none is left over."""
-    missing, left = sorted(set(taken) - set(tensors)), sorted(set(tensors) - set(taken))
-    if missing or left:
-        raise ConversionError(
-            f"{where}: expected {len(taken)} tensors, found {len(tensors)}; missing: "
-            f"{', '.join(f'{name} {list(taken[name])}' for name in missing) or 'none'}; not expected: "
-            f"{', '.join(f'{name} {list(tensors[name].shape)}' for name in left) or 'none'}; "
-            "do config.json and the weights belong together?"
-        )
-    if wrong := [name for name, shape in taken.items() if tensors[name].shape != shape]:
-        shapes = (f"{name} {list(taken[name])}, found {list(tensors[name].shape)}" for name in sorted(wrong))
-        raise ConversionError(f"{where}: expected {'; '.join(shapes)}; do config.json and the weights belong together?")
 
 
 def _check_copies(copies: Mapping[str, np.ndarray], where: str) -> None:

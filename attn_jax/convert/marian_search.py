@@ -32,7 +32,7 @@ ABSENT: dict[str, tuple[Any, ...]] = {
 """What has no counterpart here, with the values (besides None) that ask for nothing."""
 
 
-def search_settings(generation: Mapping[str, Any], *, eos: int, pad: int, where: str) -> dict[str, Any]:
+def search_settings(generation: Mapping[str, Any], *, eos: int, pad: int, start: int, where: str) -> dict[str, Any]:
     """Options of `attn_jax.search_config.SearchConfig`.
 
     Their ``max_length`` counts the token that the decoder starts from, ours does not. Their length penalty divides by
@@ -42,6 +42,7 @@ def search_settings(generation: Mapping[str, Any], *, eos: int, pad: int, where:
       generation: ``generation_config.json``, or ``config.json`` of a folder without one.
       eos: their id of end of sentence.
       pad: their id of padding.
+      start: their id of the token that the decoder starts from.
       where: what an error names.
 
     Raises:
@@ -52,9 +53,12 @@ def search_settings(generation: Mapping[str, Any], *, eos: int, pad: int, where:
     if odd:
         asked = ", ".join(f"{name} {given[name]!r:.40}" for name in odd)
         raise ConversionError(f"{where}: asks for what this search cannot do: {asked}; set it to null to do without")
-    for name, expected in (("eos_token_id", eos), ("pad_token_id", pad), ("forced_eos_token_id", eos)):
+    ids = {"eos_token_id": eos, "pad_token_id": pad, "forced_eos_token_id": eos, "decoder_start_token_id": start}
+    for name, expected in ids.items():
         if given.get(name, expected) not in (expected, [expected]):
-            raise ConversionError(f"{where}: expected {name} {expected} as in the vocabulary, found {given[name]!r}")
+            raise ConversionError(
+                f"{where}: expected {name} {expected} as in the vocabulary and config.json, found {given[name]!r}"
+            )
     if given.get("bad_words_ids", [[pad]]) not in ([[pad]], []):
         found = f"{given['bad_words_ids']!r:.60}"
         raise ConversionError(

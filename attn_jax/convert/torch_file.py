@@ -13,6 +13,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr  # of bounded length and time, whatever is nested
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -105,15 +106,15 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
     try:
         tensors = _interpret(member("data.pkl"), storage)
-    except (IndexError, TypeError, ValueError) as error:
+    except (IndexError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, TorchFileError):
             raise
         raise TorchFileError(f"its description cannot be read ({error}); copy it again from where it came") from error
     if not isinstance(tensors, dict):
         raise TorchFileError(f"expected a dictionary of tensors, found {type(tensors).__name__}; save the state_dict()")
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, np.ndarray):
-            found = f"{name!r:.60} of type {type(tensor).__name__}"
+        if not isinstance(tensor, np.ndarray):
+            found = f"{repr(name)} of type {type(tensor).__name__}"
             raise TorchFileError(f"expected tensors by name, found {found}; save the model's state_dict() alone")
     return tensors
 
@@ -172,10 +173,10 @@ def _interpret(description: bytes, storage: Callable[[str, str, int], np.ndarray
                 _list(stack[-1]).extend(items)
             case "SETITEM":
                 name, item = last(2)
-                _dict(stack[-1])[name] = item
+                _dict(stack[-1])[_key(name)] = item
             case "SETITEMS":
                 items = above_mark()
-                _dict(stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                _dict(stack[-1]).update(zip(map(_key, items[::2]), items[1::2], strict=True))
             case "GLOBAL":
                 stack.append(_Name(value))
             case "STACK_GLOBAL":
@@ -203,15 +204,22 @@ def _dict(value: Any) -> dict:
     return value
 
 
+def _key(value: Any) -> str:
+    """A name; to hash anything else, such as tuples of tuples of tuples, may take for ever."""
+    if not isinstance(value, str):
+        raise TorchFileError(f"expected tensors by name, found {repr(value)} as a name; save the state_dict() alone")
+    return value
+
+
 def _stored(reference: Any, storage: Callable[[str, str, int], np.ndarray]) -> np.ndarray:
     """The numbers that ``("storage", type, name, device, length)`` stands for."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
-        raise TorchFileError(f"expected a reference to a storage, found {reference!r:.60}")
+        raise TorchFileError(f"expected a reference to a storage, found {repr(reference)}")
     _, kind, name, _, length = reference
     if not isinstance(kind, _Name) or kind.text not in DTYPES:
-        raise TorchFileError(f"refused: expected a storage of {_known()}, found {getattr(kind, 'text', kind)!r:.60}")
+        raise TorchFileError(f"refused: expected a storage of {_known()}, found {repr(getattr(kind, 'text', kind))}")
     if not isinstance(name, str) or not name.isalnum() or not isinstance(length, int):
-        raise TorchFileError(f"expected the name and length of a storage, found {name!r:.40} and {length!r:.40}")
+        raise TorchFileError(f"expected the name and length of a storage, found {repr(name)} and {repr(length)}")
     return storage(kind.text, name, length)
 
 
@@ -229,7 +237,7 @@ def _call(name: Any, arguments: tuple) -> Any:
         case _Name("torch._utils _rebuild_parameter"):
             return arguments[0]
     raise TorchFileError(
-        f"refused: asks to run {getattr(name, 'text', name)!r:.80}; a file of weights needs no code, so do not trust "
+        f"refused: asks to run {repr(getattr(name, 'text', name))}; a file of weights needs no code, so do not trust "
         "it. If it is yours, save the model's state_dict() alone"
     )
 
@@ -238,7 +246,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:
     """A tensor as a copy of its part of a storage, which must hold all of it."""
     whole = [storage.size if isinstance(storage, np.ndarray) else -1, offset, *shape, *strides]
     if any(not isinstance(number, int) or number < 0 for number in whole) or len(shape) != len(strides):
-        raise TorchFileError(f"expected a tensor, found offset {offset!r:.40}, shape {shape!r:.40}, {strides!r:.40}")
+        raise TorchFileError(f"expected a tensor, found offset {repr(offset)}, shape {repr(shape)}, {repr(strides)}")
     size = math.prod(shape)
     end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if size else offset
     if end > storage.size or size > storage.size:

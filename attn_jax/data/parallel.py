@@ -196,6 +196,24 @@ def read_lines(source: Path | BinaryIO, *, max_chars: int = MAX_CHARS) -> Lines:
     return Lines(tuple(lines), ReadReport(files=(reader.report(),), kept=len(lines), skipped=skipped))
 
 
+def read_sides(src: Path, tgt: Path) -> tuple[Lines, Lines]:
+    """Reads two line-aligned files, each as :func:`read_lines` does, for what has to keep every line.
+
+    Raises:
+      MissingFileError, EncodingError: as :func:`read_parallel`.
+      EmptyFileError: if one has no lines and the other has some.
+      LineCountError: for unequal numbers of lines, with both and the place where the files part.
+    """
+    sides = read_lines(src), read_lines(tgt)
+    lengths = tuple([len(line) for line in side.lines] for side in sides)
+    if len(lengths[0]) != len(lengths[1]):
+        for path, found in zip((src, tgt), lengths, strict=True):
+            if not found:
+                raise EmptyFileError(f"{path}: expected lines of text, found an empty file; check the path")
+        raise _unequal((src, tgt), lengths)
+    return sides
+
+
 def _fault(line: str | None, max_chars: int) -> str | None:
     """The reason to leave a line out, or None; ``None`` stands for a line too long to be held."""
     if line is None or len(line) > max_chars:
@@ -236,16 +254,20 @@ def _aligned(src: LineReader, tgt: LineReader) -> Iterator[tuple[str | None, str
                 side.append(src.max_chars if line is None else len(line))
         if end not in pair and src.count == tgt.count:
             yield pair
-    if src.count == tgt.count or not (src.count and tgt.count):
-        return
-    shorter, place = (src if src.count < tgt.count else tgt), parting_line(*lengths)
+    if src.count != tgt.count and src.count and tgt.count:
+        raise _unequal((src.name, tgt.name), lengths)
+
+
+def _unequal(names: tuple[Path, Path], lengths: tuple[Sequence[int], Sequence[int]]) -> LineCountError:
+    """Says how many lines two files have, and where they part, by the characters of each line."""
+    counts, place = tuple(map(len, lengths)), parting_line(*lengths)
     where = (
-        f"no line stands out by its length, so {shorter.name} may be cut off at its end"
-        if place > shorter.count
+        f"no line stands out by its length, so {names[counts[0] > counts[1]]} may be cut off at its end"
+        if place > min(counts)
         else f"the lengths stop agreeing at about line {place}; look for a missing or extra line there"
     )
-    raise LineCountError(
-        f"{src.name} has {src.count} lines but {tgt.name} has {tgt.count}; line i of one must translate line i of the "
+    return LineCountError(
+        f"{names[0]} has {counts[0]} lines but {names[1]} has {counts[1]}; line i of one must translate line i of the "
         f"other: {where}"
     )
 

@@ -1,6 +1,7 @@
 """What a hypothesis must not or must contain, as log-probabilities that are made impossible.
 
-Unless `renormalized` is asked for, a score stays what the model says, and so equals that of forced decoding.
+Unless `renormalized` or `force_end` is asked for, a score stays what the model says, and so equals that of forced
+decoding.
 """
 
 from __future__ import annotations

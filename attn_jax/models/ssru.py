@@ -8,22 +8,18 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from attn_jax.functional.positions import sinusoidal_encoding, sinusoidal_positions
-from attn_jax.models.transformer import DecoderCaches, Transformer, TransformerConfig
+from attn_jax.functional.positions import sinusoidal_encoding
+from attn_jax.models.transformer import POSITIONS, DecoderCaches, Transformer, TransformerConfig
 from attn_jax.nn.ssru import SSRUBlock
 
 Array = jax.Array | np.ndarray
-
-MARIAN_ORDER = {"interleaved": False, "inclusive": True}
-"""All sines before all cosines, and the lowest frequency 1 / 10000 (see `sinusoidal_positions`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SSRUTransformerConfig(TransformerConfig):
     """As `attn_jax.models.transformer.TransformerConfig`, with the sizes of Bergamot's tiny students by default.
 
-    ``tiny11``: 17 million parameters, half of them embeddings of 32,000 pieces. Positions are always in Marian's order,
-    whatever ``positions`` says.
+    ``tiny11``: 17 million parameters, half of them embeddings of 32,000 pieces.
     """
 
     d_model: int = 256
@@ -33,16 +29,13 @@ class SSRUTransformerConfig(TransformerConfig):
     decoder_layers: int = 2
     norm_first: bool = False
     norm_epsilon: float = 1e-9
-
-    def encodings(self, length: int) -> Float[Array, "length d_model"]:
-        """What is added to the embeddings of so many positions."""
-        return sinusoidal_positions(length, self.d_model, **MARIAN_ORDER)
+    positions: str = "marian"
 
 
 class SSRUTransformer(Transformer):
     """Multi-head self-attention in the encoder; an SSRU and multi-head attention over the source in the decoder.
 
-    Positions are in Marian's order. The decoder has no self-attention, so `attention_maps` has no ``decoder``.
+    The decoder has no self-attention, so `attention_maps` has no ``decoder``.
 
     Attributes:
       config: see `SSRUTransformerConfig`.
@@ -58,4 +51,4 @@ class SSRUTransformer(Transformer):
     block_type = SSRUBlock
 
     def _next_encoding(self, caches: DecoderCaches) -> Float[Array, "batch beam d_model"]:
-        return sinusoidal_encoding(caches.position, self.config.d_model, **MARIAN_ORDER)
+        return sinusoidal_encoding(caches.position, self.config.d_model, **POSITIONS[self.config.positions])

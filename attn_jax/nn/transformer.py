@@ -82,11 +82,11 @@ class DecoderWeights(NamedTuple):
     """Where a decoder block looks.
 
     Attributes:
-      own: at its own past, ``[batch, heads, q_len, q_len]``.
+      own: at its own past, ``[batch, heads, q_len, q_len]``; None for a block without self-attention.
       cross: at the source, ``[batch, heads, q_len, src_len]``.
     """
 
-    own: Array
+    own: Array | None
     cross: Array
 
 

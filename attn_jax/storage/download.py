@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -51,7 +52,7 @@ def read_url(url: str) -> Any:
     try:
         with _open(url) as answer:
             return json.load(answer)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: expected JSON ({error}); is it the right server?") from error
 
 
@@ -97,8 +98,9 @@ def _open(url: str, headers: dict[str, str] | None = None) -> Any:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}; check the name") from None
-    except OSError as error:
+        remedy = "check the name" if error.code < 429 else "try again later"
+        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}; {remedy}") from None
+    except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: cannot be reached ({getattr(error, 'reason', error)}); try again") from error
 
 
@@ -107,5 +109,5 @@ def _copy(answer: Any, file: Any, most: int, url: str) -> None:
     try:
         while file.tell() <= most and (chunk := answer.read(CHUNK)):
             file.write(chunk)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: broke off ({error}); the same command goes on") from error

@@ -218,6 +218,24 @@ def best_steps(folder: str | Path, keep: Keep) -> list[int]:
     return sorted(values, key=lambda step: (values[step], step), reverse=True)[: keep.best]
 
 
+def whole(folder: str | Path, steps: Sequence[int]) -> list[int]:
+    """Those of ``steps`` whose checkpoint is still what was written.
+
+    Warns:
+      CheckpointWarning: naming the bad file of each other.
+    """
+    found = []
+    for step, path in _candidates(Path(folder)):
+        if step in steps and step not in found:
+            try:
+                _verify(path)
+            except IntegrityError as error:
+                warnings.warn(f"skipped the checkpoint of step {step}: {error}", CheckpointWarning, stacklevel=2)
+            else:
+                found.append(step)
+    return [step for step in steps if step in found]
+
+
 def prune(folder: str | Path, keep: Keep) -> list[int]:
     """Removes the checkpoints that need not stay, and returns their steps."""
     staying = {*steps(folder)[-keep.last :], *best_steps(folder, keep)}

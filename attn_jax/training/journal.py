@@ -1,6 +1,6 @@
-"""The run folder: what was run, where, on which data, and how it went, written so that a crash loses no line.
+"""The records of a run: what was run, where, on which data, and how it went, written so that a crash loses no line.
 
-In it: ``config.json``, ``environment.json`` (one entry a start), ``data.json`` (SHA-256 of each file read),
+In a run folder: ``config.json``, ``environment.json`` (one entry a start), ``data.json`` (SHA-256 of each file read),
 ``metrics.jsonl`` (one record a line), ``samples.txt`` (translations at each validation), ``checkpoints/``, and
 ``model/`` (the best model).
 """
@@ -10,10 +10,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,6 @@ from typing import Any
 from flax.traverse_util import empty_node, flatten_dict
 
 from attn_jax.storage.files import IntegrityError, plain, read_json, write_json
-from attn_jax.training.environment import environment
-
-try:
-    import fcntl
-except ImportError:  # there is none on Windows: two processes in one folder go unnoticed there
-    fcntl = None
 
 CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
     "config.json",
@@ -36,8 +28,6 @@ CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES = (
     "samples.txt",
 )
 CHECKPOINTS, MODEL, VOCABULARY = "checkpoints", "model", "vocabulary"
-NAMES = (CONFIG, ENVIRONMENT, DATA, METRICS, SAMPLES, CHECKPOINTS, MODEL, VOCABULARY)
-RUNNING = ".running"
 _HEADER = "== step "
 _REMEDY = "restore the file, or start anew with --overwrite or another --out"
 
@@ -48,7 +38,7 @@ class RunFolderError(ValueError):
 
 @dataclass(frozen=True)
 class Journal:
-    """Writes and reads the records of one run. Make it with ``create``.
+    """Writes and reads the records of one run. Make it with ``run_folder.create``.
 
     Attributes:
       folder: the run folder.
@@ -170,6 +160,16 @@ class Journal:
         """
         _append(self.folder / SAMPLES, format_samples(step, samples))
 
+    def mend(self) -> None:
+        """Ends the last line of ``metrics.jsonl``, or cuts it off when a crash tore it: the next record starts anew."""
+        path = self.folder / METRICS
+        content = path.read_bytes() if path.exists() else b""
+        end = content.rfind(b"\n") + 1
+        if content[end:]:
+            os.truncate(path, end)
+            if _parse(content[end:]) is not None:
+                _append(path, content[end:].decode() + "\n")
+
     def rewind(self, step: int) -> int:
         """Drops records and samples of later steps: a run resumed from ``step`` writes them once more.
 
@@ -185,106 +185,6 @@ class Journal:
             text = (self.folder / SAMPLES).read_text(encoding="utf-8", errors="replace")
             _replace(self.folder / SAMPLES, _samples_until(text, step))
         return len(records) - len(kept)
-
-
-def check(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> list[str]:
-    """Whether a run folder can be claimed as asked; changes nothing.
-
-    Args:
-      out: the run folder.
-      overwrite: as for `create`.
-      resume: as for `create`.
-
-    Returns:
-      The names of what a run left there.
-
-    Raises:
-      RunFolderError: when there is a run and neither was asked for, when there is none to resume, when what is there
-        cannot be told to be a run, and when nothing can be written there.
-    """
-    out = Path(out)
-    if overwrite and resume:
-        raise RunFolderError("expected --resume or --overwrite, found both; choose one")
-    if (out.exists() or out.is_symlink()) and not out.is_dir():
-        raise RunFolderError(f"{out}: expected a folder or nothing, found a file; choose another --out")
-    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise RunFolderError(f"{out}: {nearest} is a file, so no folder can be made in it; choose another --out")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunFolderError(f"{out}: nothing can be written in {nearest}; choose another --out, or allow it")
-    there = [name for name in NAMES if (out / name).exists()]
-    if resume:
-        if CONFIG not in there:
-            instead = "with --overwrite" if there else "without --resume"
-            raise RunFolderError(f"{out}: no run to resume ({CONFIG} is missing); start it {instead}")
-    elif there and not overwrite:
-        raise RunFolderError(
-            f"{out}: holds a run already ({there[0]}); go on with --resume, replace it with --overwrite, "
-            "or choose another --out"
-        )
-    elif there and not _is_run(out):
-        raise RunFolderError(
-            f"{out}: holds {there[0]}, but no {ENVIRONMENT} of a run, so nothing was removed; "
-            "remove it by hand, or choose another --out"
-        )
-    return there
-
-
-def check_alone(out: str | Path) -> None:
-    """Whether no other process trains in a run folder; changes nothing.
-
-    Raises:
-      RunFolderError: when one does.
-    """
-    if (Path(out) / RUNNING).exists():
-        with alone(out):
-            pass
-
-
-@contextmanager
-def alone(out: str | Path) -> Iterator[None]:
-    """Keeps other processes from training in a run folder while the block runs; the system ends that with the process.
-
-    Raises:
-      RunFolderError: when another process trains there.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / RUNNING, "a", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunFolderError(
-                    f"{out}: another process trains here; wait until it ends, stop it, or choose another --out"
-                ) from error
-        yield
-
-
-def create(out: str | Path, *, overwrite: bool = False, resume: bool = False) -> Journal:
-    """Claims a run folder and records the environment in it. Check what else can fail before overwriting a run.
-
-    Args:
-      out: the run folder; made if it is not there. Other files in it are left alone.
-      overwrite: removes the run that is there. Only what a run writes is removed.
-      resume: goes on with the run that is there, after mending a last line that a crash tore.
-
-    Returns:
-      The journal of the run.
-
-    Raises:
-      RunFolderError: see `check`. Nothing is changed then.
-    """
-    there, out = check(out, overwrite=overwrite, resume=resume), Path(out)
-    starts = _read_starts(out) if resume else []
-    if not resume:
-        for name in sorted(there, key=lambda name: name == ENVIRONMENT):  # last: until then it is still known as a run
-            _remove(out / name)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / ENVIRONMENT, [*starts, environment()])
-    if resume and (out / METRICS).exists():
-        _mend(out / METRICS)
-    return Journal(out)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -367,41 +267,3 @@ def _replace(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.saving")
     scratch.write_bytes(text.encode("utf-8"))
     scratch.replace(path)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file, a folder, or a link to one, but not what a link points to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _mend(path: Path) -> None:
-    """Ends the last line, or cuts it off when it is torn, so that the next record starts on a line of its own."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if content[end:]:
-        os.truncate(path, end)
-        if _parse(content[end:]) is not None:
-            _append(path, content[end:].decode() + "\n")
-
-
-def _is_run(out: Path) -> bool:
-    try:
-        starts = read_json(out / ENVIRONMENT)
-    except IntegrityError:
-        return False
-    return (
-        isinstance(starts, list)
-        and bool(starts)
-        and all(isinstance(start, dict) and "packages" in start for start in starts)
-    )
-
-
-def _read_starts(out: Path) -> Sequence[Any]:
-    if not (out / ENVIRONMENT).exists():
-        return []
-    if not _is_run(out):
-        raise RunFolderError(f"{out / ENVIRONMENT}: expected the environments of a run; move it away and resume again")
-    return read_json(out / ENVIRONMENT)

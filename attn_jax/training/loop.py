@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -161,6 +162,15 @@ class TrainResult(NamedTuple):
     traces: Mapping[str, int]
 
 
+@contextmanager
+def resumable(journal: Journal) -> Iterator[None]:
+    """Turns a KeyboardInterrupt in the block into an `Interrupted`, which says what the run can be resumed from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(checkpoints.latest_step(journal.checkpoints)) from None
+
+
 def train(
     model: Any,
     batches: BatchSource,
@@ -204,66 +214,66 @@ def train(
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     records, shapes, meter = _Validations(config), set(), Meter()
 
-    with interruptions() as interrupted:
-        try:
-            state = init_state(model, optimizer, next(batches.stream(config.seed)), init_rng)
-            if params is not None:
-                check_params(params, state.params)
-                state = state.replace(params=jax.tree.map(lambda p: jax.numpy.array(p, copy=True), params))
-            if resume:
-                if checkpoints.latest_step(journal.checkpoints) is not None:
-                    state = checkpoints.restore(journal.checkpoints, state).state
-                journal.rewind(int(state.step))
-                for record in journal.read_metrics():
-                    if record.get("kind") == "valid":
-                        records.add(record["step"], record)
+    with resumable(journal), interruptions() as interrupted:
+        state = init_state(model, optimizer, next(batches.stream(config.seed)), init_rng)
+        if params is not None:
+            check_params(params, state.params)
+            state = state.replace(params=jax.tree.map(lambda p: jax.numpy.array(p, copy=True), params))
+        if resume:
+            if checkpoints.latest_step(journal.checkpoints) is not None:
+                state = checkpoints.restore(journal.checkpoints, state).state
+            journal.rewind(int(state.step))
+            for record in journal.read_metrics():
+                if record.get("kind") == "valid":
+                    records.add(record["step"], record)
 
-            def save(metrics: Mapping[str, float]) -> None:
-                checkpoints.save(journal.checkpoints, step, state, metrics, records.keep)
+        def save(metrics: Mapping[str, float]) -> None:
+            checkpoints.save(journal.checkpoints, step, state, metrics, records.keep)
 
-            def validate() -> None:
+        def validate() -> None:
+            meter.check()
+            with meter.paused():
+                found = evaluate(state.params)
+                best = records.add(step, found.metrics)
+                # in this order, so that whatever a crash leaves undone is done again after the checkpoint before
+                journal.log(step, {"kind": "valid", **found.metrics, "best": best})
+                journal.write_samples(step, found.samples)
+                if best:
+                    on_best(state.params, found.metrics)
+                save(found.metrics)
+            on_event("valid", {"step": step, "total": total_steps, "best": best, **found.metrics})
+
+        first = step = int(state.step)
+        stream = batches.stream(config.seed, step)
+        while True:
+            if step and (step % valid_every == 0 or step >= total_steps) and step not in records.steps:
+                validate()
+            elif step > first and config.checkpoint_every and step % config.checkpoint_every == 0:
                 meter.check()
-                with meter.paused():
-                    found = evaluate(state.params)
-                    best = records.add(step, found.metrics)
-                    # in this order, so that whatever a crash leaves undone is done again after the checkpoint before
-                    journal.log(step, {"kind": "valid", **found.metrics, "best": best})
-                    journal.write_samples(step, found.samples)
-                    if best:
-                        on_best(state.params, found.metrics)
-                    save(found.metrics)
-                on_event("valid", {"step": step, "total": total_steps, "best": best, **found.metrics})
-
-            first = step = int(state.step)
-            stream = batches.stream(config.seed, step)
-            while True:
-                if step and (step % valid_every == 0 or step >= total_steps) and step not in records.steps:
-                    validate()
-                elif step > first and config.checkpoint_every and step % config.checkpoint_every == 0:
+                save({})
+            if step >= total_steps or records.exhausted:
+                break
+            if interrupted.is_set():
+                if checkpoints.latest_step(journal.checkpoints) != step:
                     meter.check()
                     save({})
-                if step >= total_steps or records.exhausted:
-                    break
-                if interrupted.is_set():
-                    if checkpoints.latest_step(journal.checkpoints) != step:
-                        meter.check()
-                        save({})
-                    raise Interrupted(step)
-                batch = next(stream)
-                check_ids(batch, model.config)
-                shapes.add(batch.src.shape + batch.tgt.shape)
-                state, metrics = train_step(
-                    state, batch, step_rng, probability and probability(step), guided and guided(step)
-                )
-                step += 1
-                meter.add(step, metrics, batch)
-                if step % config.log_every == 0 or step == total_steps:
-                    numbers = meter.read() | {"epoch": step / batches.steps_per_epoch}
-                    journal.log(step, {"kind": "train", **numbers})
-                    on_event("step", {**numbers, "step": step, "total": total_steps})
+                raise Interrupted(step)
+            batch = next(stream)
+            check_ids(batch, model.config)
+            shapes.add(batch.src.shape + batch.tgt.shape)
+            state, metrics = train_step(
+                state, batch, step_rng, probability and probability(step), guided and guided(step)
+            )
+            step += 1
+            meter.add(step, metrics, batch)
+            if step % config.log_every == 0 or step == total_steps:
+                numbers = meter.read() | {"epoch": step / batches.steps_per_epoch}
+                journal.log(step, {"kind": "train", **numbers})
+                on_event("step", {**numbers, "step": step, "total": total_steps})
+        if not interrupted.is_set():
             result = _best_of(journal, records.keep, state, evaluate)
-        except KeyboardInterrupt:
-            raise Interrupted(checkpoints.latest_step(journal.checkpoints)) from None
+        if interrupted.is_set():
+            raise Interrupted(step)
     gradient, update = train_step.jitted
     traces = {"gradient": gradient._cache_size(), "update": update._cache_size(), "shapes": len(shapes)}
     return result._replace(step=step, traces=traces)
@@ -303,10 +313,9 @@ def score_of(metrics: Mapping[str, Any], keep: checkpoints.Keep) -> float:
 
 def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evaluate) -> TrainResult:
     """The best single checkpoint, or the average over the best ones where that validates better."""
-    steps = checkpoints.best_steps(journal.checkpoints, keep)
-    if not steps:  # every validation was NaN
-        steps = [checkpoints.latest_step(journal.checkpoints)]
-    single = checkpoints.restore(journal.checkpoints, state, steps[0])
+    steps = checkpoints.whole(journal.checkpoints, checkpoints.best_steps(journal.checkpoints, keep))
+    # the newest one where every validation was NaN, or no good one is still what was written
+    single = checkpoints.restore(journal.checkpoints, state, steps[0] if steps else None)
     result = TrainResult(single.state.params, single.metrics, single.step, 1, {})
     if len(steps) > 1:
         mean = jax.tree.map(jax.numpy.asarray, checkpoints.average(journal.checkpoints, steps))

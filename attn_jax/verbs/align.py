@@ -22,8 +22,8 @@ class Align:
     """Target sentences."""
     reverse: Path | None = None
     """Model of the opposite direction; the alignments of both are joined."""
-    symmetrise: Literal["intersection", "union", "grow-diag", "grow-diag-final-and"] = "grow-diag-final-and"
-    """How they are joined."""
+    symmetrise: Literal["intersection", "union", "grow-diag", "grow-diag-final-and"] | None = None
+    """How they are joined; grow-diag-final-and unless told otherwise."""
     method: Literal["argmax", "threshold"] = "argmax"
     """Link a target word to the source word it looks at most, or to all that reach the threshold."""
     threshold: float = 0.0
@@ -40,19 +40,21 @@ class Align:
     def run(self) -> None:
         """Writes the links, and prints the scores."""
         from attn_jax.aligner import align_words, read_alignments
-        from attn_jax.data.parallel import read_lines
+        from attn_jax.data.parallel import read_sides
         from attn_jax.hub import Translator
         from attn_jax.metrics import alignment_error_rate, format_pharaoh, symmetrise
 
         if self.method == "threshold" and not self.threshold > 0:
             raise ValueError("--method threshold needs a --threshold above 0; try 0.2")
-        reads = [read_lines(path) for path in (self.src, self.tgt)]
+        if self.symmetrise and not self.reverse:
+            raise ValueError("--symmetrise joins two directions; name the model of the other one with --reverse")
+        if self.out and not self.out.parent.is_dir():
+            raise ValueError(f"{self.out}: the folder {self.out.parent} does not exist; create it first")
+        reads = read_sides(self.src, self.tgt)
         for read in reads:
             if read.report.skipped:
                 print(read.report, file=sys.stderr)
         src, tgt = (read.lines for read in reads)
-        if len(src) != len(tgt):
-            raise ValueError(f"{self.src} has {len(src):,} lines and {self.tgt} {len(tgt):,}; they must correspond")
         gold = read_alignments(self.gold)[0] if self.gold else None
         if gold is not None and len(gold) != len(src):
             raise ValueError(f"{self.gold} has {len(gold):,} lines and {self.src} {len(src):,}; they must correspond")
@@ -63,8 +65,8 @@ class Align:
         if self.reverse:
             turned = align_words(Translator.load(self.reverse, precision=self.precision), tgt, src, **options)
             found["backward"] = [frozenset((i, j) for j, i in links) for links in turned]
-            links = [symmetrise(*both, self.symmetrise) for both in zip(*found.values(), strict=True)]
-            found[self.symmetrise] = links
+            how = self.symmetrise or "grow-diag-final-and"
+            links = found[how] = [symmetrise(*both, how) for both in zip(*found.values(), strict=True)]
         unlinked = sum(bool(s.strip() and t.strip() and not pair) for s, t, pair in zip(src, tgt, links, strict=True))
         if unlinked:
             print(

@@ -18,8 +18,8 @@ class Attend:
     """The sentence."""
     out: Path = Path("attention.html")
     """An interactive .html page, or a .png, .svg or .pdf picture."""
-    beam: int = 5
-    """Hypotheses that the search keeps, and that the page holds."""
+    beam: int | None = None
+    """Hypotheses that the search keeps, and that the page holds; without it as many as the model's folder says."""
     reference: str | None = None
     """A translation by a person: the page shows where the model looks while it is made to write it."""
     gold: str | None = None
@@ -44,13 +44,16 @@ class Attend:
                 f"{self.out}: a picture shows the best hypothesis alone; for --reference, --gold and --compare name an "
                 ".html page"
             )
+        if not self.out.parent.is_dir():
+            raise ValueError(f"{self.out}: the folder {self.out.parent} does not exist; create it first")
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
         gold = None if self.gold is None else parse_pharaoh([self.gold], "--gold")[0]
 
         def seen_by(folder: Path):
             translator = Translator.load(folder)
-            config = dataclasses.replace(translator.search, beam=self.beam, n_best=self.beam)
+            beam = translator.search.beam if self.beam is None else self.beam
+            config = dataclasses.replace(translator.search, beam=beam, n_best=beam)
             extras = {"reference": self.reference, "gold": gold, "name": folder.resolve().name}
             return attention_of(translator, self.sentence, config, **extras)
 

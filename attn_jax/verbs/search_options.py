@@ -7,16 +7,20 @@ from typing import Any
 
 from attn_jax.search_config import SearchConfig
 
+FOLDERS_SET = ("forced_end", "renormalize")
+"""Switches that folders of pretrained models turn on, so that they need a way to be turned off: not flags."""
+
 
 def _over(options: Any, usual: SearchConfig) -> SearchConfig:
     """What was given, in place of what is usual. A flag can be given, and not taken back."""
-    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
-    return dataclasses.replace(usual, **given)
+    left_out = {field.name: field.default for field in dataclasses.fields(options)}
+    return dataclasses.replace(usual, **{n: value for n, value in vars(options).items() if value is not left_out[n]})
 
 
 def _optional(field: dataclasses.Field) -> tuple[str, str, bool | None]:
     """A field of `SearchConfig` that may be left out."""
-    return (field.name, "bool", False) if field.type == "bool" else (field.name, f"{field.type} | None", None)
+    flag = field.type == "bool" and field.name not in FOLDERS_SET
+    return (field.name, "bool", False) if flag else (field.name, f"{field.type} | None", None)
 
 
 SearchOptions = dataclasses.make_dataclass(

@@ -78,10 +78,10 @@ class Train:
     """The probability of constant; where linear and cosine end (1: at 0). The others fall at their own pace."""
     alignments: Path | None = None
     """Word alignments of the training text, Pharaoh links i-j, a line a pair (attn-jax align): they guide attention."""
-    guided_weight: float = 0.5
-    """Weight of the guided-alignment loss, with --alignments."""
-    guided_until: int = 0
-    """Updates after which the attention is left alone; 0: never."""
+    guided_weight: float | None = None
+    """Weight of the guided-alignment loss, with --alignments; 0.5 unless told otherwise."""
+    guided_until: int | None = None
+    """Updates after which --alignments leave the attention alone; without it never."""
     seed: int = 1
     """Of parameters, order, dropout and sampling."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -95,6 +95,9 @@ class Train:
         from attn_jax.training.loop import TrainConfig
         from attn_jax.training.step import OptimizerConfig
 
+        if not self.alignments and (self.guided_weight, self.guided_until) != (None, None):
+            raise ValueError("--guided-weight and --guided-until do nothing without --alignments; give them too")
+        weight = 0.5 if self.guided_weight is None else self.guided_weight
         config = RunConfig(
             data=DataConfig(
                 src=self.src,
@@ -120,8 +123,8 @@ class Train:
                 label_smoothing=self.label_smoothing,
                 teacher_forcing=self.teacher_forcing,
                 teacher_forcing_value=self.teacher_forcing_value,
-                guided_weight=self.guided_weight if self.alignments else 0.0,
-                guided_until=self.guided_until,
+                guided_weight=weight if self.alignments else 0.0,
+                guided_until=self.guided_until or 0,
                 optimizer=OptimizerConfig(
                     learning_rate=self.learning_rate,
                     schedule=self.schedule,

@@ -111,14 +111,18 @@ class Translate:
         translator = Translator.load(self.folder, *self.ensemble, precision=self.precision)
         search = self.search.over(translator.search)
         search.check()
-        prefix = None if self.prefix is None else read_lines(self.prefix).lines
+        prefix = read_lines(self.prefix) if self.prefix else None
         read = read_lines(sys.stdin.buffer)
-        if read.report.skipped:
-            print(read.report, file=sys.stderr)
-        if prefix is not None and len(prefix) != len(read.lines):
-            raise ValueError(f"{self.prefix}: expected a line for each of the {len(read.lines)}, found {len(prefix)}")
+        for lines in filter(None, (read, prefix)):
+            if lines.report.skipped:
+                print(lines.report, file=sys.stderr)
+        if prefix and len(prefix.lines) != len(read.lines):
+            raise ValueError(
+                f"{self.prefix}: expected a line for each of the {len(read.lines)} read, found {len(prefix.lines)}; "
+                "lines may be blank"
+            )
         options = {"replace_unknown": words if self.replace_unknown else None, "batch_tokens": self.batch_tokens}
-        results = translator(read.lines, search, prefix=prefix, **options)
+        results = translator(read.lines, search, prefix=prefix and prefix.lines, **options)
         filled = (bool(line.strip()) for line in read.lines)
         blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
@@ -159,16 +163,12 @@ class Score:
 
     def run(self) -> None:
         """Prints a line a pair, and totals on standard error."""
-        from attn_jax.data.parallel import read_lines
+        from attn_jax.data.parallel import read_sides
         from attn_jax.hub import Translator
 
         if (self.attention or self.top_k) and not self.json:
             raise ValueError("--attention and --top-k add to the JSON objects; give --json too")
-        src, tgt = read_lines(self.src), read_lines(self.tgt)
-        if len(src.lines) != len(tgt.lines):
-            raise ValueError(
-                f"expected as many lines in {self.tgt} as in {self.src}, found {len(tgt.lines)} and {len(src.lines)}"
-            )
+        src, tgt = read_sides(self.src, self.tgt)
         for read in (src, tgt):
             if read.report.skipped:
                 print(read.report, file=sys.stderr)

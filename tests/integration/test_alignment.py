@@ -64,10 +64,13 @@ def test_align(folder, capsys):
 def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
     (folder / "short").write_text("0-0\n", encoding="utf-8")
     files = ["--src", folder / "en", "--tgt", folder / "fr"]
-    assert "has 60 lines and" in fails(
+    assert "has 60 lines but" in fails(
         capsys, "align", folder / "run", "--src", folder / "en", "--tgt", folder / "short"
     )
     assert "has 1 lines and" in fails(capsys, "align", folder / "run", *files, "--gold", folder / "short")
+    absent = ["--out", folder / "absent" / "links"]  # said before anything is loaded
+    assert "create it first" in fails(capsys, "align", folder / "none", *files, *absent)
+    assert "name the model of the other one" in fails(capsys, "align", folder / "none", *files, "--symmetrise", "union")
     (folder / "long").write_text("0-0\n" + "0-0 " * 3000 + "\n", encoding="utf-8")
     assert "long:2: expected links such as 3-4, found a line too long" in fails(
         capsys, "align", folder / "run", *files, "--gold", folder / "long"
@@ -77,6 +80,7 @@ def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
     assert "has 1 lines and" in fails(capsys, *train, "--alignments", folder / "short")
     assert "needs attention" in fails(capsys, *train, "--alignments", folder / "align", "--set", "attention=null")
     assert "change nothing" in fails(capsys, *train, "--alignments", folder / "align", "--guided-weight", "0")
+    assert "do nothing without --alignments" in fails(capsys, *train, "--guided-weight", "0.3")
     assert not (folder / "new").exists()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the dog\n")))
     assert "without --replace-unknown" in fails(capsys, "translate", folder / "run", "--dictionary", folder / "fr")

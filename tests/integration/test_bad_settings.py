@@ -15,7 +15,7 @@ from test_main_job import TINY, TRAINED, fails, make_text, make_trained, run, tr
 from attn_jax import cli, run_config
 from attn_jax import run as runs
 from attn_jax.hub import Translator
-from attn_jax.training import journal
+from attn_jax.training import journal, run_folder
 from attn_jax.training.loop import TrainResult
 from attn_jax.verbs.train import Train, model_settings
 
@@ -299,7 +299,7 @@ def test_pictures_are_refused_before_anything_is_loaded(tmp_path, capsys, monkey
 
 
 def test_a_run_without_a_model(text, tmp_path, capsys, monkeypatch):
-    journal.create(tmp_path / "run")
+    run_folder.create(tmp_path / "run")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hello\n")))
     for verb in (["translate", tmp_path / "run"], ["attend", tmp_path / "run", "hello"]):
         assert "this run has no model yet; go on with --resume" in fails(capsys, *verb)

@@ -162,3 +162,8 @@ function makeTable(model, hypothesis, choice) {
 }
 const weightOf = (table, row, col) => table.weights[row * table.cols + col];
 const linksOf = (links) => Array.from(links, (link) => link.split(" ").map(Number));
+/** All links of people, `[col, row, whether merely possible]`; one that is both is sure. */
+const allLinksOf = ({ gold, possible }) => [
+  ...linksOf([...possible].filter((link) => !gold.has(link))).map((link) => [...link, true]),
+  ...linksOf(gold).map((link) => [...link, false]),
+];

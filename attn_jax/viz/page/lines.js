@@ -9,7 +9,8 @@ function makeLines(panel) {
 
   const across = () => frame.classList.contains("across");
   const between = (col, row) => curve(ends.col[col], ends.row[row], across());
-  const halo = (col, row) => draw("path", { d: between(col, row), class: "halo" });
+  const halo = (col, row, possible) =>
+    draw("path", { d: between(col, row), class: possible ? "halo possible" : "halo" });
   const stroke = (col, row) => {
     const { width, opacity } = strokeOf(weightOf(panel.table, row, col), panel.table.heaviest);
     return draw("path", { d: between(col, row), "stroke-width": width, "stroke-opacity": opacity });
@@ -75,7 +76,7 @@ function makeLines(panel) {
     measure();
     const strokes = heaviestLines(panel.table);
     rest.replaceChildren(...strokes.map(({ row, col }) => stroke(col, row)));
-    goldStrokes.replaceChildren(...(state.gold ? linksOf(panel.table.gold) : []).map(([col, row]) => halo(col, row)));
+    goldStrokes.replaceChildren(...(state.gold ? allLinksOf(panel.table) : []).map((link) => halo(...link)));
     panel.note(strokes.length === MOST_LINES ? `the ${MOST_LINES} heaviest lines` : `lines from ${LEAST_LINE}`);
   }
 
@@ -102,7 +103,8 @@ function makeLines(panel) {
     panel.table[side].tokens.forEach((_, index) => {
       const weight = weightAt(panel.table, at, side, index);
       const [col, row] = side === "col" ? [index, at.row] : [at.col, index];
-      if (weight !== null && isGold(panel.table, row, col)) strokes.unshift(halo(col, row));
+      if (weight !== null && isGold(panel.table, row, col))
+        strokes.unshift(halo(col, row, !panel.table.gold.has(`${col} ${row}`)));
       if (weight >= 0.001) strokes.push(stroke(col, row));
     });
     return strokes;

@@ -65,7 +65,8 @@ const live = (() => {
       translate(requestOf([]));
     });
     $("sentence").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey) return;
+      // while composing, Enter picks a character; Safari ends the composition before the key and says 229
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
       event.preventDefault();
       form.requestSubmit();
     });

@@ -204,8 +204,12 @@ function linesScene(panel) {
     });
   }
   const between = (col, row) => curve(ends.col[col], ends.row[row], across);
-  const gold = state.gold ? linksOf(table.gold) : [];
-  const halos = gold.map(([col, row]) => ({ d: between(col, row), stroke: styled("--gold"), width: 11, opacity: 0.34 }));
+  const halos = (state.gold ? allLinksOf(table) : []).map(([col, row, possible]) => ({
+    d: between(col, row),
+    stroke: styled("--gold"),
+    opacity: 0.34,
+    ...(possible ? { width: 6, dash: [8, 9] } : { width: 11 }),
+  }));
   const strokes = heaviestLines(table).map(({ weight, row, col }) => {
     const look = strokeOf(weight, table.heaviest);
     return { d: between(col, row), stroke: styled("--accent"), width: Number(look.width), opacity: Number(look.opacity) };
@@ -267,7 +271,9 @@ const EXPORTS = {
   },
 };
 async function save(kind) {
-  const url = URL.createObjectURL(await EXPORTS[kind]());
+  const blob = await EXPORTS[kind]();
+  if (!blob) return announce("This picture is too large for PNG; save it as SVG."); // beyond the browser's canvas
+  const url = URL.createObjectURL(blob);
   const link = make("a", { href: url, download: `attention-${state.kind}-${state.example + 1}.${kind}` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
