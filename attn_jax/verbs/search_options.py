@@ -27,7 +27,8 @@ SearchOptions = dataclasses.make_dataclass(
     "SearchOptions",
     map(_optional, dataclasses.fields(SearchConfig)),
     bases=(SearchConfig,),  # whose words on each field are those of --help
-    namespace={"over": _over, "__module__": SearchConfig.__module__},  # where the names in the annotations are known
+    namespace={"over": _over},
     frozen=True,
     kw_only=True,
 )
+SearchOptions.__module__ = SearchConfig.__module__  # where the names in the annotations are known
