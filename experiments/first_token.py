@@ -183,7 +183,7 @@ def draw(config: Config, numbers: dict, curves: dict[str, np.ndarray], last: np.
     for ax in (by_length, learning):
         ax.axhline(100 / config.num_symbols, color="#999999", linestyle=":", linewidth=1, label="chance")
         ax.set_ylim(0, 105)
-    by_length.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.28))
+    by_length.legend(fontsize=7, frameon=False, loc="center right", bbox_to_anchor=(0.88, 0.62))
     positions = np.arange(1, last.shape[-1] + 1)
     for head, color in zip(range(config.num_heads), COLORS, strict=False):
         band(looks, positions, last[:, head], marker="o", markersize=3, color=color, label=f"head {head + 1}")
@@ -192,6 +192,8 @@ def draw(config: Config, numbers: dict, curves: dict[str, np.ndarray], last: np.
     looks.set_ylim(bottom=0)
     for ax in axes[0]:
         ax.title.set_fontsize(10)
+    for ax in (learning, looks):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     looks.legend(fontsize=7, frameon=False)
     return figure
 
