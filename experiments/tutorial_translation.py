@@ -1,8 +1,8 @@
 """The five English-French pairs of the classic tutorial: location attention, and additive attention beside it.
 
 Command: ``python -m experiments tutorial_translation``; one minute on one core. All five pairs are exactly right
-with each of 5 seeds, under either attention; loss 1.4e-5 (location) and 1.3e-5 (additive) nats a token. The maps are no
-alignments: 39 and 29 % of the words look at the word they translate.
+with each of 5 seeds, under either attention; loss 1.5e-5 (location) and 1.4e-5 (additive) nats a token. The maps are no
+alignments: 43 and 25 % of the words look at the word they translate.
 
 The notebook's targets hold no end of sentence, so its decoder can never learn to stop, and its attention looks at
 padding. Here the end is a target and padding has weight 0. The loss is the mean a token, where the notebook sums over
