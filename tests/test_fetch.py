@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import socketserver
 import threading
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from attn_jax.convert.fetch import fetch_marian
-from attn_jax.storage.download import DownloadError, Expected, download
+from attn_jax.storage.download import DownloadError, Expected, download, read_url
 from attn_jax.storage.files import IntegrityError
 from attn_jax.storage.manifest import verify
 from attn_jax.verbs.convert import Fetch
@@ -115,6 +117,35 @@ def test_an_interrupted_download_goes_on(tmp_path, ranges):
     assert not list(tmp_path.glob(".*"))
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"no HTTP\r\n", "cannot be reached"),
+        (b"", "cannot be reached"),
+        (CHUNKED + b"4\r\nabcd\r\nxyz\r\n", "broke off"),
+        (CHUNKED + b"9\r\nab", "broke off"),
+        (b"HTTP/1.1 429 Too Many Requests\r\n\r\n", "answers 429 Too Many Requests; try again later"),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "answers 503 Busy; try again later"),
+    ],
+)
+def test_odd_answers(tmp_path, answer, message):
+    class Odd(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65536)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Odd) as server:
+        for ask in (read_url, partial(download, path=tmp_path / "a", expected=Expected(99, "sha256", "0"))):
+            thread = threading.Thread(target=server.handle_request)
+            thread.start()
+            with pytest.raises(DownloadError, match=message):
+                ask(f"http://127.0.0.1:{server.server_address[1]}/a")
+            thread.join()
+
+
 def other(name, content):
     return content[:-1] + b"!" if name == "vocab.json" else content
 
@@ -154,7 +185,7 @@ def test_errors(tmp_path):
         for name in ("../secret", "a/b/c", "a b", "", "owner/..", "x?y"):
             with pytest.raises(ValueError, match="expected the name of a model"):
                 fetch_marian(name, tmp_path, hub=url)
-    with hub(stop_after=10) as (url, _), pytest.raises(DownloadError, match="expected JSON"):
+    with hub(stop_after=10) as (url, _), pytest.raises(DownloadError, match="broke off"):
         fetch_marian("opus-mt-en-fr", tmp_path, hub=url)
     with pytest.raises(DownloadError, match="cannot be reached"):
         download(f"{url}/a", tmp_path / "a", Expected(1, "sha256", "0"))

@@ -18,6 +18,7 @@ from attn_jax.models.protocol import Batch
 from attn_jax.pretrained import load_marian
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import IntegrityError
+from attn_jax.storage.manifest import write_manifest
 from attn_jax.storage.model_folder import ModelFolderError
 from attn_jax.verbs.convert import Convert
 from tests.marian_folders import write_folder
@@ -145,6 +146,15 @@ def test_other_settings(copy, name, changes, message):
     folder = copy()
     edit(folder, name, **changes)
     with pytest.raises(ConversionError, match=message):
+        read_marian(folder)
+
+
+def test_what_was_fetched_is_verified(copy):
+    folder = copy()
+    write_manifest(folder)
+    read_marian(folder)
+    edit(folder, "generation_config.json", num_beams=2)
+    with pytest.raises(IntegrityError, match=r"generation_config.json: .*; fetch it again, or remove manifest.json if"):
         read_marian(folder)
 
 

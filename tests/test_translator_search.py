@@ -206,8 +206,9 @@ def test_what_a_folder_turns_on_can_be_turned_off():
     usual = SearchConfig(beam=4, forced_end=True, renormalize=True)
     parse = lambda *args: tyro.cli(Translate, args=["folder", *args]).search.over(usual)  # noqa: E731
     assert parse() == usual
-    assert parse("--forced-end", "False", "--beam", "2") == dataclasses.replace(usual, forced_end=False, beam=2)
-    assert parse("--renormalize", "False", "--sample").sample and not parse("--renormalize", "False").renormalize
+    assert parse("--no-forced-end", "--beam", "2") == dataclasses.replace(usual, forced_end=False, beam=2)
+    assert parse("--no-renormalize", "--sample") == dataclasses.replace(usual, renormalize=False, sample=True)
+    assert parse("--forced-end") == usual
 
 
 @pytest.fixture

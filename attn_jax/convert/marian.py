@@ -20,7 +20,7 @@ from attn_jax.convert.torch_file import read_torch_file
 from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.models.protocol import BOS_ID
 from attn_jax.storage import manifest
-from attn_jax.storage.files import read_json
+from attn_jax.storage.files import IntegrityError, read_json
 from attn_jax.storage.model_folder import DTYPES, read_tensors
 
 FAMILY = "transformer"
@@ -86,7 +86,7 @@ def read_marian(folder: str | Path) -> MarianModel:
     if not folder.is_dir():
         raise ConversionError(f"{folder}: missing; expected a folder with config.json, vocab.json and weights")
     if (folder / manifest.NAME).is_file():  # `attn-jax fetch` wrote it
-        manifest.verify(folder)
+        _verify(folder)
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("model_type") != "marian":
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
@@ -117,6 +117,15 @@ def read_marian(folder: str | Path) -> MarianModel:
         src if src == tgt else tgt,
         search_settings(generation, eos=tgt_ids["</s>"], pad=tgt_ids["<pad>"], start=start, where=str(where)),
     )
+
+
+def _verify(folder: Path) -> None:
+    """What was fetched is as it came."""
+    try:
+        manifest.verify(folder)
+    except IntegrityError as error:
+        remedy = f"fetch it again, or remove {manifest.NAME} if you changed the file yourself"
+        raise IntegrityError(f"{error}; {remedy}") from None
 
 
 def _read(path: Path) -> bytes:

@@ -52,7 +52,11 @@ def read_url(url: str) -> Any:
     try:
         with _open(url) as answer:
             return json.load(answer)
-    except (ValueError, http.client.HTTPException) as error:
+    except DownloadError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"{url}: broke off ({error}); try again") from error
+    except ValueError as error:
         raise DownloadError(f"{url}: expected JSON ({error}); is it the right server?") from error
 
 

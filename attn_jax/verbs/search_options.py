@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from attn_jax.search_config import SearchConfig
+import tyro
 
-FOLDERS_SET = ("forced_end", "renormalize")
-"""Switches that folders of pretrained models turn on, so that they need a way to be turned off: not flags."""
+from attn_jax.search_config import SearchConfig
 
 
 def _over(options: Any, usual: SearchConfig) -> SearchConfig:
-    """What was given, in place of what is usual. A flag can be given, and not taken back."""
-    left_out = {field.name: field.default for field in dataclasses.fields(options)}
-    return dataclasses.replace(usual, **{n: value for n, value in vars(options).items() if value is not left_out[n]})
+    """What was given, in place of what is usual."""
+    return dataclasses.replace(usual, **{name: value for name, value in vars(options).items() if value is not None})
 
 
-def _optional(field: dataclasses.Field) -> tuple[str, str, bool | None]:
-    """A field of `SearchConfig` that may be left out."""
-    flag = field.type == "bool" and field.name not in FOLDERS_SET
-    return (field.name, "bool", False) if flag else (field.name, f"{field.type} | None", None)
+def _optional(field: dataclasses.Field) -> tuple[str, Any, None]:
+    """A field of `SearchConfig` that may be left out; a bool stays a pair of flags, ``--x`` and ``--no-x``."""
+    flag = tyro.conf.DisallowNone[bool | None]
+    return field.name, flag if field.type == "bool" else f"{field.type} | None", None
 
 
 SearchOptions = dataclasses.make_dataclass(
