@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tyro
 
+from attn_jax import __version__
 from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
 from attn_jax.verbs.align import Align
 from attn_jax.verbs.attend import Attend, Serve
@@ -63,6 +64,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.unraisablehook = interrupt_again
     try:
         description = "Sequence-to-sequence learning with attention: train, translate, score, see the attention."
+        if list(sys.argv[1:] if args is None else args) == ["--version"]:
+            print(f"attn-jax {__version__}")
+            return
         verb = tyro.extras.subcommand_cli_from_dict(VERBS, args=args, prog="attn-jax", description=description)
         if args is None:
             with interrupt_deferred():

@@ -6,8 +6,8 @@ was always fed, 0.46 to 0.55 under the four decays, and 0.26 if it never was. Ye
 always, 42 to 45 % for the decays and 40 % for never: at this budget the exposure bias costs less than learning slowly.
 On training pairs all are above 90 %, and the gaps are 0.06 and below.
 
-At the notebook's 50 epochs always feeding the truth is not ahead yet: held-out free-running accuracy 36 %, never 38 %,
-the decays 34 to 36 %. The runs that feed themselves overfit afterwards.
+With the notebook's 50 epochs (``--epochs 50``) no schedule is ahead: held-out free-running accuracy is 36.3 % for
+always, 37.5 % for never, and 37.1 to 38.2 % for the decays; the gaps are 1.03 nats for always and .02 to .07 otherwise.
 
 The notebook feeds the source where the target belongs, throws one coin a step for the whole batch, and draws its curves
 from a formula. Here the decoder is fed the target, each token has its own coin, and every curve is measured: the loss

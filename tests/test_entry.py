@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+import attn_jax
 from attn_jax import __main__ as entry
+from attn_jax import cli
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
@@ -35,3 +37,8 @@ def test_arguments_and_exit_code_pass_through_the_second_start():
     assert run.returncode == 2
     assert "no such folder" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"attn-jax {attn_jax.__version__}\n"
