@@ -15,7 +15,6 @@ from pathlib import Path
 
 import tyro
 
-from attn_jax import __version__
 from attn_jax.training.interruption import Interrupted, interrupt_again, interrupt_deferred
 from attn_jax.verbs.align import Align
 from attn_jax.verbs.attend import Attend, Serve
@@ -65,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         description = "Sequence-to-sequence learning with attention: train, translate, score, see the attention."
         if list(sys.argv[1:] if args is None else args) == ["--version"]:
-            print(f"attn-jax {__version__}")
+            print(f"attn-jax {import_module(__package__).__version__}")
             return
         verb = tyro.extras.subcommand_cli_from_dict(VERBS, args=args, prog="attn-jax", description=description)
         if args is None:
