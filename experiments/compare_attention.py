@@ -3,7 +3,7 @@
 Command: ``python -m experiments compare_attention``; 13 minutes on one core. Held-out BLEU and alignment error after
 1,200 updates, means of three seeds: one head of multi-head 82.4 and 9.8 %, additive 81.8 and 10.4, concat 80.0 and
 11.2, dot 78.0 and 11.1, general 71.2 and 12.8, four heads 79.1 and 18.3, location 65.4 and 41.8, scaled dot 42.2 and
-31.9; a step takes 19 to 28 ms (general: 35, disturbed by other work).
+31.9; a step takes 19 to 28 ms (general, whose time was disturbed, 21 in a second run).
 
 Every mechanism is trained from the same three seeds on the same sentences of the bundled grammar, whose gold alignments
 are known. The held-out pairs are looked at once, after the last step: nothing is chosen by them. The notebook compares
@@ -310,6 +310,7 @@ def draw_maps(maps: Mapping[str, np.ndarray], found: Mapping[str, Any], pair: Al
     """One map for each mechanism, of the same held-out pair, with the gold links outlined."""
     columns = min(len(maps), 4)
     figure, axes = new_figure(-(-len(maps) // columns), columns, width=3.7, height=3.7)
+    figure.get_layout_engine().set(h_pad=0.12)  # else the titles touch what is above them
     figure.suptitle(
         "attention of forced decoding on a held-out pair, first seed; outlined: gold alignment", fontsize=11
     )
@@ -318,13 +319,16 @@ def draw_maps(maps: Mapping[str, np.ndarray], found: Mapping[str, Any], pair: Al
     for ax, (name, weights) in zip(axes.flat, maps.items(), strict=False):
         plot_attention(weights, pair.src, pair.tgt, gold=pair.alignment, ax=ax)
         ax.set_title(f"{name}: alignment error {100 * found[name]['alignment_error'][0]:.0f} %", fontsize=10)
-        ax.set_xlabel("source word", fontsize=8)
-        ax.set_ylabel("target word, fed the true ones", fontsize=8)
         ax.get_legend().remove()
         mesh = ax.collections[0]
         mesh.colorbar.remove()
         mesh.set_clim(0, 1)
+    for ax in axes[-1]:
+        ax.set_xlabel("source word", fontsize=8)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("target word, fed the true ones", fontsize=8)
     figure.colorbar(mesh, ax=axes, shrink=0.5, pad=0.01).set_label("attention weight", fontsize=9)
+    figure.draw_without_rendering()  # places the titles above the slanted tick labels; the layout then makes room
     return figure
 
 
