@@ -1,8 +1,8 @@
 """One vector for a whole sentence: the notebook's estimate of what it loses, and what it costs a trained model.
 
-Command: ``python -m experiments information_bottleneck``; 10 minutes on one core. Three seeds. Reversing 40 to 50
+Command: ``python -m experiments information_bottleneck``; 12 minutes on one core. Three seeds. Reversing 40 to 50
 symbols, the longest of the training: 99.6 % in their place with attention, 12.8 % without (5 % is chance); 51 to 100:
-69 and 8 %. Sentences of 18 to 25 words: BLEU 37.8 and 3.5, of 3 to 5 words 46.7 and 17.4 (both models trained briefly).
+69 and 8 %. Sentences of 18 to 25 words: BLEU 93.0 and 7.1, of 3 to 5 words 97.4 and 46.7.
 
 The notebook counts made-up units of information against a context of 256 units; no model is trained. That estimate is
 here as three small functions. Beside it stands the measurement: one recurrent encoder-decoder whose context is 256
@@ -301,7 +301,8 @@ def draw(config: Config, numbers: dict):
     reverse.axhline(100 / config.num_symbols, color="#999999", linestyle=":", linewidth=1, label="chance")
     reverse.set(title="reversing, measured", xlabel="length of the sequence, symbols", ylabel="symbols in place, %")
     grammar.set(title="English to French, measured", xlabel="words of the source (mean of class)", ylabel="BLEU, %")
-    for ax, corner in zip(axes[0], ("upper right", "center", "upper right"), strict=True):
+    guess.set_xticks((1, 5, 10, 15, 20))
+    for ax, corner in zip(axes[0], ("upper right", "center", "center right"), strict=True):
         ax.title.set_fontsize(10)
         ax.set_ylim(0, 106)
         ax.legend(fontsize=7, frameon=False, loc=corner)
@@ -318,4 +319,4 @@ def verify(numbers: dict) -> None:
     gap = np.min(long["with attention"]) - np.max(long["without attention"])
     assert gap >= 60, f"attention is {gap:.1f} points ahead at lengths 40 to 50"
     bleus = {name: np.mean(found, axis=0) for name, found in numbers["grammar"]["bleu"].items()}
-    assert bleus["with attention"][-1] >= bleus["without attention"][-1] + 20, bleus
+    assert bleus["with attention"].min() > 85 and bleus["without attention"][-1] < 20, bleus
