@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from attn_jax.cli import use_compilation_cache
-from experiments.runner import compile_quickly, load, run_experiment
+from experiments.runner import RefusedError, compile_quickly, load, run_experiment
 
 NAMES = (
     "information_bottleneck",
@@ -26,11 +26,19 @@ NAMES = (
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m experiments", description="What the notebooks claim, measured.")
+    description = "What the notebooks claim, measured."
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=description, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true", help="after the name of an experiment: its settings")
     parser.add_argument("name", nargs="?", choices=(*NAMES, "all"), help="an experiment; without one they are listed")
     parser.add_argument("--quick", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="folder for results and figures")
     options, rest = parser.parse_known_args()
+    if options.help:
+        if options.name in NAMES:
+            rest.append("--help")
+        else:
+            parser.print_help()
+            return
     if options.name is None:
         for name in NAMES:
             print(f"{name:24}{load(name).__doc__.splitlines()[0]}")
@@ -44,6 +52,10 @@ def main() -> None:
     for name in names:
         try:
             run_experiment(name, rest, quick=options.quick, out=options.out)
+        except RefusedError as error:
+            parser.error(str(error))
+        except KeyboardInterrupt:
+            raise SystemExit(f"{name}: interrupted; nothing of it was written") from None
         except AssertionError as error:  # its results are written, and the others still run
             failed.append(f"{name}: {error}")
     if failed:

@@ -182,6 +182,34 @@ def test_the_command_line(capsys, monkeypatch):
     assert "'all' takes no settings of a single experiment, found --seeds 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["birnn", "--seeds", "0"], "--seeds must be at least 1, found 0"),
+        (["temperature", "--out", __file__], "cannot be made (Not a directory); choose another --out"),
+        (["temperature", "--quick", "--out", "full"], "holds a full run, which a quick one would replace"),
+    ],
+)
+def test_what_is_refused_before_it_runs(tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full" / "temperature").mkdir(parents=True)
+    (tmp_path / "full" / "temperature" / "results.json").write_text('{"quick": false}')
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command_line, "compile_quickly", lambda: None)
+    monkeypatch.setattr("sys.argv", ["experiments", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_the_settings_of_one_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr("sys.argv", ["experiments", "birnn", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--hidden" in capsys.readouterr().out
+
+
 def test_all_are_run_and_what_does_not_hold_is_named(tmp_path, monkeypatch):
     def wrong(numbers):
         raise AssertionError("the weights")
