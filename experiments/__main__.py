@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from attn_jax.cli import use_compilation_cache
@@ -51,6 +52,7 @@ def main() -> None:
     names, failed = NAMES if options.name == "all" else (options.name,), []
     for name in names:
         try:
+            check_folder(options.out / name, options.quick)
             run_experiment(name, rest, quick=options.quick, out=options.out)
         except RefusedError as error:
             parser.error(str(error))
@@ -60,6 +62,20 @@ def main() -> None:
             failed.append(f"{name}: {error}")
     if failed:
         raise SystemExit("findings that do not hold:\n" + "\n".join(failed))
+
+
+def check_folder(folder: Path, quick: bool) -> None:
+    """Whether the results of a run may go to ``folder``; a quick run never takes the place of a full one.
+
+    Raises:
+      RefusedError: where there is a full run, or no folder can be.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise RefusedError(f"{there}: is no folder; choose another --out")
+    before = folder / "results.json"
+    if quick and before.exists() and not json.loads(before.read_text(encoding="utf-8"))["quick"]:
+        raise RefusedError(f"{folder}: holds a full run, which a quick one would replace; choose another --out")
 
 
 if __name__ == "__main__":

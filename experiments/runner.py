@@ -88,17 +88,18 @@ def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Pat
       out: the folder of all results.
 
     Raises:
-      RefusedError: for settings or a folder that would make the run worthless, before it starts.
+      RefusedError: for no seeds at all, before it starts.
     """
     module = load(name)
     start = module.Config.quick() if quick else module.Config()
     config = tyro.cli(module.Config, args=list(arguments), default=start, prog=f"python -m experiments {name}")
     if getattr(config, "seeds", 1) < 1:
         raise RefusedError(f"--seeds must be at least 1, found {config.seeds}")
-    folder = claim(out / name, quick)
     began = time.perf_counter()
     result = module.run(config)
     seconds = time.perf_counter() - began
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "experiment": name,
         "quick": quick,
@@ -124,22 +125,6 @@ def run_experiment(name: str, arguments: Sequence[str], *, quick: bool, out: Pat
 
 class RefusedError(ValueError):
     """A run that does not start; one line with the remedy."""
-
-
-def claim(folder: Path, quick: bool) -> Path:
-    """Makes the folder of an experiment's results; a quick run never takes the place of a full one.
-
-    Raises:
-      RefusedError: where there is a full run, or no folder can be.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        before = folder / "results.json"
-        if quick and before.exists() and not json.loads(before.read_text(encoding="utf-8"))["quick"]:
-            raise RefusedError(f"{folder}: holds a full run, which a quick one would replace; choose another --out")
-    except OSError as error:
-        raise RefusedError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
-    return folder
 
 
 def plain(value: Any) -> Any:

@@ -186,7 +186,7 @@ def test_the_command_line(capsys, monkeypatch):
     ("arguments", "said"),
     [
         (["birnn", "--seeds", "0"], "--seeds must be at least 1, found 0"),
-        (["temperature", "--out", __file__], "cannot be made (Not a directory); choose another --out"),
+        (["temperature", "--out", __file__], "is no folder; choose another --out"),
         (["temperature", "--quick", "--out", "full"], "holds a full run, which a quick one would replace"),
     ],
 )
