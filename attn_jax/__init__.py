@@ -17,6 +17,7 @@ _HOME = {
     "pictures": ("attention_of",),
     "run": ("run_training",),
     "run_config": ("DataConfig", "RunConfig"),
+    "models.posterior": ("posterior_attention",),
     "models.protocol": ("Batch", "DecodeState", "StepOutput"),
     "models.seq2seq": ("Seq2Seq", "Seq2SeqConfig"),
     "models.transformer": ("Transformer", "TransformerConfig"),

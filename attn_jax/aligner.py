@@ -18,7 +18,9 @@ from attn_jax.data.words import TokenLinks, word_sizes
 from attn_jax.decoding.ensemble import Ensemble
 from attn_jax.decoding.unknown import replace_unknown_words
 from attn_jax.metrics.alignment import GoldAlignment, Links, merge_tokens, parse_pharaoh, weights_to_links
+from attn_jax.models.posterior import posterior_attention
 from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Batch
+from attn_jax.models.seq2seq import Seq2Seq
 
 
 def align_words(
@@ -26,19 +28,23 @@ def align_words(
     src: Sequence[str],
     tgt: Sequence[str],
     *,
+    weights: str = "posterior",
     method: str = "argmax",
     threshold: float = 0.0,
     batch_tokens: int = 4096,
 ) -> list[Links]:
     """Links the words of given pairs; words are what white space separates, whatever the vocabulary makes of them.
 
-    The attention that predicts a word says where that word comes from. It is summed over the tokens of a source word,
-    averaged over those of a target word, and turned into links by `attn_jax.metrics.alignment.weights_to_links`.
+    The attention that predicts a word says where that word is expected to come from; its posterior, where it does once
+    it is known. Either is summed over the tokens of a source word, averaged over those of a target word, and turned
+    into links by `attn_jax.metrics.alignment.weights_to_links`.
 
     Args:
       translator: an `attn_jax.hub.Translator` with attention.
       src: source sentences.
       tgt: as many target sentences.
+      weights: ``posterior``, for recurrent models, see `attn_jax.models.posterior`; or ``attention``, which is all
+        that a Transformer has.
       method: ``argmax`` or ``threshold``, see `attn_jax.metrics.alignment.weights_to_links`.
       threshold: the least weight of a link.
       batch_tokens: source tokens that are aligned at once.
@@ -52,10 +58,13 @@ def align_words(
     """
     if len(src) != len(tgt):
         raise ValueError(f"expected as many targets as sources, found {len(src)} and {len(tgt)} sentences")
+    if weights not in ("posterior", "attention"):
+        raise ValueError(f"weights must be 'posterior' or 'attention', found {weights!r}")
     if isinstance(translator.model, Ensemble):
         raise ValueError("an ensemble cannot align; align with one of its models")
     if getattr(translator.model.config, "attention", "") is None:
         raise ValueError("this model was trained without attention, so it cannot align; train one with attention")
+    posterior = weights == "posterior" and isinstance(translator.model, Seq2Seq)
     sources, targets = Sequences.from_texts(src, translator.src_vocab), Sequences.from_texts(tgt, translator.tgt_vocab)
     src_sizes, src_fits = _sizes_and_fits(src, translator.src_vocab, sources)
     tgt_sizes, tgt_fits = _sizes_and_fits(tgt, translator.tgt_vocab, targets)
@@ -71,9 +80,9 @@ def align_words(
             np.concatenate([pairs, empty]), next_length(int(targets.lengths[pairs].max()))
         )
         batch = sentences.replace(tgt=tgt_ids, tgt_mask=tgt_mask)
-        weights = jax.device_get(_attention(translator.model, translator.params, batch))
+        found = jax.device_get(_weights(translator.model, posterior, translator.params, batch))
         for row, pair in enumerate(pairs):
-            words = merge_tokens(weights[row], src_sizes[pair], tgt_sizes[pair])
+            words = merge_tokens(found[row], src_sizes[pair], tgt_sizes[pair])
             links[pair] = weights_to_links(words, method, threshold)
     return links
 
@@ -87,9 +96,11 @@ def _sizes_and_fits(
     return sizes, counts == np.asarray(encoded.lengths) - 1
 
 
-@partial(jax.jit, static_argnums=0)
-def _attention(model: Any, params: Any, batch: Batch) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _weights(model: Any, posterior: bool, params: Any, batch: Batch) -> jax.Array:
     """``[batch, tgt_len, src_len]``, averaged over heads."""
+    if posterior:
+        return posterior_attention(model, params, batch)
     _, weights = model.apply({"params": params}, batch, method="features")
     return weights.mean(axis=1) if weights.ndim == 4 else weights
 

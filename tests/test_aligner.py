@@ -17,7 +17,8 @@ from attn_jax.data.words import TokenLinks, word_sizes
 from attn_jax.decoding.ensemble import Ensemble
 from attn_jax.metrics import merge_tokens, weights_to_links
 from attn_jax.models.families import build_model
-from attn_jax.models.protocol import Batch
+from attn_jax.models.posterior import posterior_attention
+from attn_jax.models.protocol import EOS_ID, Batch
 from attn_jax.training.step import batch_loss
 from tests.test_hub import SRC, TGT, make_translator
 
@@ -48,7 +49,7 @@ def translator():
 
 def test_links_are_those_of_forced_decoding(translator):
     """Step by step, sentence by sentence; blank sides have none; order and number of lines are kept."""
-    links = align_words(translator, SOURCES, TARGETS, batch_tokens=16)
+    links = align_words(translator, SOURCES, TARGETS, weights="attention", batch_tokens=16)
     filled = [i for i in range(len(SOURCES)) if SOURCES[i].strip() and TARGETS[i].strip()]
     assert [bool(pair) for pair in links] == [i in filled for i in range(len(SOURCES))]
     assert len(set(links)) >= 4
@@ -56,8 +57,20 @@ def test_links_are_those_of_forced_decoding(translator):
         (forced,) = translator.score([SOURCES[i]], [TARGETS[i]])
         assert links[i] == weights_to_links(forced.attention[:-1, :-1])
         assert {target for _, target in links[i]} == set(range(len(TARGETS[i].split())))
-    (few,) = align_words(translator, SOURCES[:1], TARGETS[:1], method="threshold", threshold=0.34)
+    (few,) = align_words(translator, SOURCES[:1], TARGETS[:1], weights="attention", method="threshold", threshold=0.34)
     assert len(few) == (translator.score(SOURCES[:1], TARGETS[:1])[0].attention[:-1, :-1] >= 0.34).sum()
+
+
+def test_the_posterior_is_what_aligns_unless_told_otherwise(translator):
+    pair = ["a b c"], ["A B C D"]
+    (links,) = align_words(translator, *pair)
+    ids = [np.array([[*vocabulary.encode(text), EOS_ID]]) for vocabulary, (text,) in zip((SRC, TGT), pair, strict=True)]
+    batch = Batch(ids[0], ids[0] > 0, ids[1], ids[1] > 0)
+    weights = posterior_attention(translator.model, translator.params, batch)[0]
+    assert links == weights_to_links(weights[:-1, :-1])
+    assert links != align_words(translator, *pair, weights="attention")[0]
+    with pytest.raises(ValueError, match="weights must be 'posterior' or 'attention', found 'prior'"):
+        align_words(translator, *pair, weights="prior")
 
 
 def test_what_cannot_be_aligned(translator, monkeypatch):

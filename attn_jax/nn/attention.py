@@ -276,6 +276,10 @@ class MultiHeadAttention(Attention):
         heads = [self._heads(self._project(params, *named, einsum)) for named in (("key", keys), ("value", values))]
         return Memory(*heads, None if mask is None else expand_mask(mask))
 
+    def context_of_each(self, params: Params, memory: Memory, einsum: Einsum) -> Array:
+        """The values of all heads through the output projection."""
+        return self._project(params, "out", memory.values.reshape(*memory.values.shape[:2], -1), einsum)
+
     def attend_fn(
         self,
         params: Params,

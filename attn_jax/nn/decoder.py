@@ -260,6 +260,7 @@ class AttentionDecoder(nn.Module):
             context, weights = self._attend(einsum, params, memory, hidden, embedded)
         features = hidden
         if self.attention is not None and self.readout == "concat":
+            hidden = jnp.broadcast_to(hidden, (*context.shape[:-1], hidden.shape[-1]))
             features = jnp.concatenate([hidden, context], axis=-1)
         elif self.readout == "attentional":
             features = einsum("bqi,io->bqo", hidden, params["readout_state"]) + params["readout_bias"]

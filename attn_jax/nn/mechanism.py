@@ -93,6 +93,11 @@ class Attention(nn.Module):
         """Width of the context over values of width ``value_dim``."""
         return value_dim
 
+    def context_of_each(self, params: Params, memory: Memory, einsum: Einsum) -> Array:
+        """The contexts ``[batch, kv_len, context_dim]`` if all of the weight were on one position: the values."""
+        del params, einsum
+        return memory.values
+
     def weigh(self, params: Params, query: Array, memory: Memory, einsum: Einsum) -> Array:
         """The weights ``[batch, q_len, kv_len]``: the scores, normalised."""
         scores = self.scores(params, query, memory.keys, einsum)

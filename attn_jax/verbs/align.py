@@ -24,10 +24,12 @@ class Align:
     """Model of the opposite direction; the alignments of both are joined."""
     symmetrise: Literal["intersection", "union", "grow-diag", "grow-diag-final-and"] | None = None
     """How they are joined; grow-diag-final-and unless told otherwise."""
+    weights: Literal["posterior", "attention"] = "posterior"
+    """Where a word comes from once it is known (recurrent models), or the attention that predicted it."""
     method: Literal["argmax", "threshold"] = "argmax"
-    """Link a target word to the source word it looks at most, or to all that reach the threshold."""
+    """Link a target word to the source word of most weight, or to all that reach the threshold."""
     threshold: float = 0.0
-    """Least attention of a link, for both methods."""
+    """Least weight of a link, for both methods."""
     gold: Path | None = None
     """Gold links, i-j sure and i?j possible, to score against: alignment error rate, precision, recall."""
     out: Path | None = None
@@ -58,7 +60,7 @@ class Align:
         gold = read_alignments(self.gold)[0] if self.gold else None
         if gold is not None and len(gold) != len(src):
             raise ValueError(f"{self.gold} has {len(gold):,} lines and {self.src} {len(src):,}; they must correspond")
-        options = {"method": self.method, "threshold": self.threshold, "batch_tokens": self.batch_tokens}
+        options = {name: getattr(self, name) for name in ("weights", "method", "threshold", "batch_tokens")}
         translator = Translator.load(self.folder, precision=self.precision)
         links = align_words(translator, src, tgt, **options)
         found = {"forward": links}
