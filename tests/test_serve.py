@@ -125,6 +125,17 @@ def test_long_sentences_are_refused(server):
     assert status == 400 and "expected a sentence of at most 128 tokens, found 129" in json.loads(body)["error"]
 
 
+def test_more_maps_than_fit_are_refused_before_any_search(server, monkeypatch):
+    monkeypatch.setattr(serve, "attention_of", lambda *args, **options: pytest.fail("it searched"))
+    monkeypatch.setattr(serve, "MAX_MAPS", 3 << 20)
+    monkeypatch.setattr(serve, "maps_bytes", lambda model, targets, src_len, tgt_len: targets * src_len * tgt_len << 15)
+    status, _, body = ask(server, body=request(beam=4, sentence="a b", prefix=["A"]))  # 4 * 3 * (2 * 3 + 8 + 1) / 32
+    assert status == 400 and json.loads(body)["error"] == (
+        "expected at most 3 MB of attention maps, and 4 hypotheses of this sentence may have 5 MB; choose a smaller "
+        "beam or a shorter sentence"
+    )
+
+
 def test_how_to_search():
     usual = SearchConfig(stop="current")
     assert serve.Request("a", 3, 0.0, ()).config(usual) == SearchConfig(beam=3, n_best=3, stop="current")
