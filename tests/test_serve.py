@@ -240,15 +240,25 @@ def test_in_the_browser(server, browser):
     assert browser.js("document.getElementById('source').textContent") == SENTENCE
     browser.click("document.querySelectorAll('.looking .token')[1]")
     word = browser.js("document.querySelector('.force bdi').textContent")
-    browser.click("document.querySelector('.force')")
+    for _ in range(60):  # by the keyboard alone
+        browser.key("Tab")
+        if browser.js("document.activeElement.matches('.force')"):
+            break
+    browser.key("Enter")
     browser.until("hypothesisOf(0).forced === 2 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.js("[document.activeElement.matches('.looking .token'), document.activeElement.textContent]") == [
+        True,
+        word,
+    ]
     assert browser.js("hypothesisOf(0).tokens[1]") == word
     browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
     assert browser.js("document.documentElement.scrollWidth") == 390  # a phone, form and given words and all
     assert browser.js("Array.from(document.querySelectorAll('.given'), node => node.textContent)[1]") == word
     assert browser.js("document.querySelector('.pinned').textContent") == word
-    browser.click("document.getElementById('given')")
+    browser.js("document.getElementById('given').focus()")
+    browser.key("Enter")
     browser.until("hypothesisOf(0).forced === 0 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.js("document.activeElement.id") == "sentence"
     assert browser.trouble() == []
     assert set(browser.requests()) == {server.url, f"{server.url}api/translate"}
 
