@@ -196,6 +196,23 @@ def _rows(sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     return sequences.padded(rows, next_length(int(sequences.lengths.max())))
 
 
+def reported(model: Any, weights: np.ndarray) -> np.ndarray:
+    """The one map ``[tgt_len, src_len]`` that a search reports, of all ``[layers, heads, tgt_len, src_len]``."""
+    layer = getattr(getattr(model, "config", None), "alignment_layer", None)
+    return weights.mean((0, 1)) if layer is None else weights[layer].mean(0)
+
+
+def maps_bytes(model: Any, targets: int, src_len: int, tgt_len: int) -> int:
+    """How large all maps of ``targets`` targets of one sentence are [bytes], in float32 and without padding."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "num_heads"):  # recurrent: one layer of cross-attention
+        heads = getattr(config, "attention_options", {}).get("num_heads", 1)
+        return 4 * targets * heads * tgt_len * src_len
+    encoder = config.encoder_layers * config.num_heads * src_len**2
+    decoder = config.decoder_layers * (config.decoder_num_heads or config.num_heads) * tgt_len * (tgt_len + src_len)
+    return 4 * targets * (encoder + decoder)
+
+
 def is_softmax(model: Any) -> bool:
     """Whether each of a model's maps is one softmax of scores: no other normaliser, no mean, nothing cut off it."""
     if not hasattr(model, "attention_maps"):  # an ensemble

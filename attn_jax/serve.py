@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from attn_jax.hub import Translator
-from attn_jax.pictures import attention_of
+from attn_jax.pictures import attention_of, maps_bytes
 from attn_jax.search_config import SearchConfig
 from attn_jax.viz.examples import example_data
 from attn_jax.viz.viewer import live_page
@@ -32,6 +32,7 @@ MAX_CHARS = 2_000
 MAX_BEAM = 10
 MAX_TOKENS = 128  # of a sentence: maps of all heads grow with its square, and with that of the answer
 MAX_PREFIX = 128  # tokens; without a limit of the model's, an answer has at most 2 * MAX_TOKENS + 10 more
+MAX_MAPS = 256 << 20  # [bytes] of all layers' and heads' maps of all hypotheses, were each as long as it may be
 MAX_TEMPERATURE = 5.0
 BURST, PER_SECOND = 20, 4.0  # requests at once, and those that come back a second
 PATIENCE = 60.0  # [s] that a request waits for the one before it
@@ -182,6 +183,14 @@ class Server(ThreadingHTTPServer):
             if tokens > MAX_TOKENS:
                 raise ValueError(f"expected a sentence of at most {MAX_TOKENS} tokens, found {tokens}; shorten it")
             config = request.config(self.translator.search)
+            src_len = tokens + 1  # with the end of sentence
+            tgt_len = max(config.max_len or 2 * src_len + 8 + len(request.prefix), config.min_len)
+            size = maps_bytes(self.translator.model, request.beam, src_len, tgt_len)
+            if size > MAX_MAPS:
+                raise ValueError(
+                    f"expected at most {MAX_MAPS >> 20} MB of attention maps, and {request.beam} hypotheses of this "
+                    f"sentence may have {size >> 20} MB; choose a smaller beam or a shorter sentence"
+                )
             data = example_data(attention_of(self.translator, request.sentence, config, prefix=request.prefix))
         except ValueError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None

@@ -120,7 +120,8 @@ class Browser:
 
     def key(self, name):
         text = {"text": "\r"} if name == "Enter" else {"text": name} if len(name) == 1 else {}
-        self("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
+        code = {"Enter": 13, "Tab": 9}.get(name, 0)  # without it neither presses a button nor moves the focus
+        self("Input.dispatchKeyEvent", type="keyDown", key=name, windowsVirtualKeyCode=code, **text)
         self("Input.dispatchKeyEvent", type="keyUp", key=name)
 
     def close(self):

@@ -14,7 +14,7 @@ from attn_jax.hub import Translator
 from attn_jax.metrics.alignment import GoldAlignment
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import EOS_ID, UNK_ID, Batch
-from attn_jax.pictures import _search, attention_of, is_softmax
+from attn_jax.pictures import _search, attention_of, is_softmax, maps_bytes, reported
 from attn_jax.search_config import SearchConfig
 from attn_jax.translation import Translation
 from attn_jax.viz.examples import example_data
@@ -24,7 +24,8 @@ SENTENCE = "f e d c b"
 SETTINGS = {
     "recurrent": {"embed_dim": 4, "encoder_hidden": 4, "decoder_hidden": 8, "encoder_cell": "rnn",
                   "decoder_cell": "rnn", "attention": "multihead", "attention_options": {"num_heads": 2}},
-    "transformer": {"d_model": 8, "num_heads": 2, "ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 2},
+    "transformer": {"d_model": 8, "num_heads": 2, "ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 2,
+                    "alignment_layer": 0},
 }  # fmt: skip
 THREE = SearchConfig(beam=3, n_best=3)
 
@@ -61,18 +62,25 @@ def test_hypotheses_are_those_of_the_search(translator, example):
         assert sum(seen.log_probs) == pytest.approx(one.log_prob, abs=1e-4)
 
 
-def test_all_layers_and_heads_and_their_mean_is_the_search_s_own(translator, example):
+def test_all_layers_and_heads_and_the_map_that_the_search_reports(translator, example):
     """The picture's maps come from one pass over the whole sentence, the search's from its steps: equal to 1e-5."""
     layers = {"recurrent": 1, "transformer": 2}["transformer" if example.encoder is not None else "recurrent"]
     for seen, one in zip(example.hypotheses, translator(SENTENCE, THREE), strict=True):
         assert seen.weights.shape == (layers, 2, len(seen.tokens), len(example.src_tokens)) and seen.softmax
         np.testing.assert_allclose(seen.weights.sum(-1), 1, atol=1e-5)
-        np.testing.assert_allclose(seen.weights.mean((0, 1)), one.attention, atol=1e-5)
+        np.testing.assert_allclose(reported(translator.model, seen.weights), one.attention, atol=1e-5)
         if example.encoder is not None:
             assert example.encoder.shape == (1, 2, 6, 6)
             np.testing.assert_allclose(example.encoder.sum(-1), 1, atol=1e-5)
             np.testing.assert_allclose(seen.decoder.sum(-1), 1, atol=1e-5)
             assert not np.triu(seen.decoder, 1).any()
+
+
+def test_how_large_all_maps_are(translator, example):
+    seen = example.hypotheses[0]
+    maps = [m for m in (example.encoder, seen.decoder, seen.weights) if m is not None]
+    sizes = len(example.src_tokens), len(seen.tokens)
+    assert maps_bytes(translator.model, 3, *sizes) == 3 * 4 * sum(m.size for m in maps)
 
 
 def test_alternatives_hold_the_token_where_it_is_likely(example):

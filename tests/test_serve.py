@@ -125,6 +125,17 @@ def test_long_sentences_are_refused(server):
     assert status == 400 and "expected a sentence of at most 128 tokens, found 129" in json.loads(body)["error"]
 
 
+def test_more_maps_than_fit_are_refused_before_any_search(server, monkeypatch):
+    monkeypatch.setattr(serve, "attention_of", lambda *args, **options: pytest.fail("it searched"))
+    monkeypatch.setattr(serve, "MAX_MAPS", 3 << 20)
+    monkeypatch.setattr(serve, "maps_bytes", lambda model, targets, src_len, tgt_len: targets * src_len * tgt_len << 15)
+    status, _, body = ask(server, body=request(beam=4, sentence="a b", prefix=["A"]))  # 4 * 3 * (2 * 3 + 8 + 1) / 32
+    assert status == 400 and json.loads(body)["error"] == (
+        "expected at most 3 MB of attention maps, and 4 hypotheses of this sentence may have 5 MB; choose a smaller "
+        "beam or a shorter sentence"
+    )
+
+
 def test_how_to_search():
     usual = SearchConfig(stop="current")
     assert serve.Request("a", 3, 0.0, ()).config(usual) == SearchConfig(beam=3, n_best=3, stop="current")
@@ -229,15 +240,25 @@ def test_in_the_browser(server, browser):
     assert browser.js("document.getElementById('source').textContent") == SENTENCE
     browser.click("document.querySelectorAll('.looking .token')[1]")
     word = browser.js("document.querySelector('.force bdi').textContent")
-    browser.click("document.querySelector('.force')")
+    for _ in range(60):  # by the keyboard alone
+        browser.key("Tab")
+        if browser.js("document.activeElement.matches('.force')"):
+            break
+    browser.key("Enter")
     browser.until("hypothesisOf(0).forced === 2 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.js("[document.activeElement.matches('.looking .token'), document.activeElement.textContent]") == [
+        True,
+        word,
+    ]
     assert browser.js("hypothesisOf(0).tokens[1]") == word
     browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
     assert browser.js("document.documentElement.scrollWidth") == 390  # a phone, form and given words and all
     assert browser.js("Array.from(document.querySelectorAll('.given'), node => node.textContent)[1]") == word
     assert browser.js("document.querySelector('.pinned').textContent") == word
-    browser.click("document.getElementById('given')")
+    browser.js("document.getElementById('given').focus()")
+    browser.key("Enter")
     browser.until("hypothesisOf(0).forced === 0 && !document.getElementById('ask').hasAttribute('aria-busy')")
+    assert browser.js("document.activeElement.id") == "sentence"
     assert browser.trouble() == []
     assert set(browser.requests()) == {server.url, f"{server.url}api/translate"}
 

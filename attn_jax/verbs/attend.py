@@ -33,7 +33,7 @@ class Attend:
 
         from attn_jax.hub import Translator
         from attn_jax.metrics.alignment import parse_pharaoh
-        from attn_jax.pictures import attention_of
+        from attn_jax.pictures import attention_of, reported
         from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
         from attn_jax.viz.viewer import write_attention_page
 
@@ -50,20 +50,22 @@ class Attend:
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
         gold = None if self.gold is None else parse_pharaoh([self.gold], "--gold")[0]
 
-        def seen_by(folder: Path):
-            translator = Translator.load(folder)
+        def seen_by(translator: Translator, folder: Path):
             beam = translator.search.beam if self.beam is None else self.beam
             config = dataclasses.replace(translator.search, beam=beam, n_best=beam)
             extras = {"reference": self.reference, "gold": gold, "name": folder.resolve().name}
             return attention_of(translator, self.sentence, config, **extras)
 
-        example = seen_by(self.folder)
+        translator = Translator.load(self.folder)
+        example = seen_by(translator, self.folder)
         best = example.hypotheses[0]
         if self.out.suffix == ".html":
-            example = dataclasses.replace(example, others=tuple(map(seen_by, self.compare)))
+            example = dataclasses.replace(
+                example, others=tuple(seen_by(Translator.load(other), other) for other in self.compare)
+            )
             write_attention_page(self.out, [example], title="Attention")
         else:
-            weights = best.weights.mean((0, 1))  # over layers and heads
+            weights = reported(translator.model, best.weights)
             save_figure(plot_attention(weights, example.src_tokens, best.tokens, title=best.text), self.out)
         print(f"{best.text}\n{self.out}")
 

@@ -9,7 +9,6 @@ const live = (() => {
   async function translate(request) {
     if (form.hasAttribute("aria-busy")) return false; // Enter, or another word, before the answer
     form.setAttribute("aria-busy", "true");
-    for (const node of form.querySelectorAll("button")) node.disabled = true;
     status.textContent = "Translating …";
     try {
       const answer = await fetch("/api/translate", {
@@ -29,7 +28,6 @@ const live = (() => {
       return false;
     } finally {
       form.removeAttribute("aria-busy");
-      for (const node of form.querySelectorAll("button")) node.disabled = false;
     }
   }
   function tell({ seconds }) {
@@ -47,7 +45,10 @@ const live = (() => {
   async function force(panel, step, token) {
     // what was written up to the step, then another token
     const prefix = [...hypothesisOf(panel.number).tokens.slice(0, step), token];
-    if (await translate({ ...asked, prefix })) pin({ panel: 0, row: panels[0].table.steps[step], col: null });
+    if (!(await translate({ ...asked, prefix }))) return;
+    pin({ panel: 0, row: panels[0].table.steps[step], col: null });
+    // the button that was pressed is gone: the keyboard goes on from the word
+    document.querySelector(state.view === "lines" ? ".looking .pinned" : ".matrix").focus();
   }
 
   function start() {
@@ -70,7 +71,9 @@ const live = (() => {
       event.preventDefault();
       form.requestSubmit();
     });
-    given.addEventListener("click", () => translate({ ...asked, prefix: [] }));
+    given.addEventListener("click", async () => {
+      if (await translate({ ...asked, prefix: [] })) $("sentence").focus(); // this button hides itself
+    });
     $("sentence").focus();
   }
   return { start, force };
