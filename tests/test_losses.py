@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from attn_jax.functional import losses
 from attn_jax.functional.losses import (
     cross_entropy,
     guided_alignment_loss,
@@ -99,11 +100,14 @@ def test_kernel_layout_is_checked(problem):
         projected_cross_entropy(*problem(), kernel_layout="xx")
 
 
+@pytest.mark.parametrize("rows", [None, 1, 4])
 @pytest.mark.parametrize(
     ("smoothing", "layout", "with_bias"), [(0.0, "dv", True), (0.1, "vd", True), (0.1, "dv", False)]
 )
-def test_projected_equals_unfused(x64, problem, smoothing, layout, with_bias):
+def test_projected_equals_unfused(x64, problem, monkeypatch, smoothing, layout, with_bias, rows):
+    """At once, and in blocks of rows, the last of which is not full."""
     features, kernel, bias, labels, weights = problem(jnp.float64)
+    monkeypatch.setattr(losses, "LARGEST_BLOCK", losses.LARGEST_BLOCK if rows is None else rows * kernel.shape[1] + 1)
     kernel = kernel if layout == "dv" else kernel.T
 
     def unfused(features, kernel, bias, weights):
@@ -134,6 +138,20 @@ def test_projected_gradient_by_finite_differences(x64, problem):
         modes=["rev"],
         rtol=1e-6,
     )
+
+
+def test_memory_of_blocks_does_not_grow_with_rows_times_words(monkeypatch):
+    monkeypatch.setattr(losses, "LARGEST_BLOCK", 8 * 1000)
+
+    def temporaries(rows):
+        arrays = jnp.ones((rows, 4)), jnp.ones((4, 1000)), jnp.ones(1000)
+        step = jax.value_and_grad(lambda *arrays: _loss(*arrays, jnp.ones(rows, int), jnp.ones(rows)), (0, 1, 2))
+        return jax.jit(step).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    def _loss(*arguments):
+        return projected_cross_entropy(*arguments).loss
+
+    assert temporaries(128) < temporaries(16) + 128 * 100  # the logits of 112 rows more would take 448,000 bytes
 
 
 def test_projected_sums_and_jit(problem):

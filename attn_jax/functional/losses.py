@@ -16,6 +16,9 @@ from jaxtyping import Bool, DTypeLike, Float, Integer, Shaped
 
 Array = jax.Array | np.ndarray
 
+LARGEST_BLOCK = 2**25
+"""Logits that `projected_cross_entropy` computes at once: 128 MiB of float32."""
+
 
 class TokenLoss(NamedTuple):
     """Sums over the real tokens of a batch, scalars.
@@ -95,6 +98,8 @@ def projected_cross_entropy(
     The gradient of the logits, ``(softmax - target) * weight``, is computed once, while the logits exist, and is all
     that is kept of them: one float32 and one ``dtype`` array of ``[n, vocab]`` at most. Backward is two products. Only
     ``loss`` carries a gradient (to features, kernel, bias and weights); ``nll`` and ``correct`` are for reporting.
+    More than `LARGEST_BLOCK` logits are computed a block of rows after the other, with their gradients, so that memory
+    does not grow with ``n * vocab``.
 
     Args:
       features: ``[n, d]``: pack the real target positions, so that no logits are computed for padding.
@@ -126,8 +131,20 @@ def projected_cross_entropy(
         raise ValueError(f"kernel_layout must be 'dv' ([d, vocab]) or 'vd' ([vocab, d]), found {kernel_layout!r}")
     dtype = jnp.dtype(jnp.promote_types(features.dtype, kernel.dtype) if dtype is None else dtype)
     weights = weights.astype(jnp.promote_types(dtype, jnp.float32))
-    sums = _projected((dtype, kernel_layout, smoothing), features, kernel, bias, (labels, weights))
+    settings, targets = (dtype, kernel_layout, smoothing), (labels, weights)
+    rows = max(1, LARGEST_BLOCK // kernel.shape[kernel_layout.index("v")])
+    if len(features) <= rows:
+        sums = _projected(settings, features, kernel, bias, targets)
+    else:
+        blocks = jax.tree.map(lambda array: _in_blocks(array, rows), (features, targets))
+        sums = _projected_blocks(settings, kernel, bias, *blocks)
     return TokenLoss(*sums, jnp.sum(weights))
+
+
+def _in_blocks(array: Array, rows: int) -> Array:
+    """``[n, ...]`` -> ``[blocks, rows, ...]``, filled up with zeros: labels of weight 0."""
+    padding = [(0, -len(array) % rows)] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, padding).reshape(-1, rows, *array.shape[1:])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -175,6 +192,36 @@ def _projected_backward(settings, residuals, d_sums):
 
 
 _projected.defvjp(_projected_forward, _projected_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _projected_blocks(settings, kernel, bias, features, targets):
+    sums = jax.lax.map(lambda block: _projected(settings, block[0], kernel, bias, block[1]), (features, targets))
+    return jax.tree.map(partial(jnp.sum, axis=0), sums)
+
+
+def _projected_blocks_forward(settings, kernel, bias, features, targets):
+    def block(total, rows):
+        features, (labels, weights) = rows
+        project = lambda *args: _projected(settings, *args[:3], (labels, args[3]))  # noqa: E731
+        sums, gradient_of = jax.vjp(project, features, kernel, bias, weights)
+        d_features, d_kernel, d_bias, d_weights = gradient_of((jnp.ones_like(sums[0]), *map(jnp.zeros_like, sums[1:])))
+        return jax.tree.map(jnp.add, total, (sums, d_kernel, d_bias)), (d_features, d_weights)
+
+    wide = targets[1].dtype
+    zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, wide), (kernel, bias))
+    (sums, *of_all), of_rows = jax.lax.scan(block, ((jnp.zeros((), wide),) * 3, *zeros), (features, targets))
+    return sums, (jax.tree.map(lambda gradient, array: gradient.astype(array.dtype), of_all, [kernel, bias]), of_rows)
+
+
+def _projected_blocks_backward(settings, residuals, d_sums):
+    del settings
+    scaled = jax.tree.map(lambda gradient: (gradient * d_sums[0]).astype(gradient.dtype), residuals)
+    (d_kernel, d_bias), (d_features, d_weights) = scaled
+    return d_kernel, d_bias, d_features, (None, d_weights)
+
+
+_projected_blocks.defvjp(_projected_blocks_forward, _projected_blocks_backward)
 
 
 def _token_losses(logits: Array, labels: Array, smoothing: float) -> tuple[Array, Array, Array, Array]:
