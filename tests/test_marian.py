@@ -154,7 +154,7 @@ def identical(pair, **generation):
     (pair.folder / "generation_config.json").write_text(
         json.dumps(pair.theirs.generation_config.to_dict() | settings), encoding="utf-8"
     )
-    config = load_marian(pair.folder)[4]
+    config = load_marian(pair.folder).search
     compiled, numbers = split(config)
     found = searched(pair.ours.model, pair.ours.params, batch, numbers, config=compiled, max_len=config.max_len)
     tokens, lengths = jax.device_get((found.tokens[:, 0], found.lengths[:, 0]))

@@ -9,12 +9,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from attn_jax.convert.errors import ConversionError
-from attn_jax.convert.marian import FAMILY, NEVER, read_marian
+from attn_jax.convert.marian import FAMILY, read_marian
 from attn_jax.convert.marian_search import search_settings
 from attn_jax.data.vocabulary import SPECIAL_TOKENS
 from attn_jax.hub import Translator
 from attn_jax.models.families import build_model
-from attn_jax.models.protocol import Batch
+from attn_jax.models.protocol import IMPOSSIBLE, Batch
 from attn_jax.pretrained import load_marian
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import IntegrityError
@@ -51,7 +51,7 @@ def test_ids_and_rows(folder):
     for i, token in enumerate(tokens):
         np.testing.assert_array_equal(embedding[i], shared[ids["<pad>" if token == "<s>" else token]])
     bias = theirs["final_logits_bias"][0]
-    assert found.params["output_bias"][:4].tolist() == [bias[ids["<pad>"]], NEVER, bias[0], bias[1]]
+    assert found.params["output_bias"][:4].tolist() == [bias[ids["<pad>"]], IMPOSSIBLE, bias[0], bias[1]]
 
 
 @pytest.mark.parametrize(

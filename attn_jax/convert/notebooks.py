@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attn_jax.convert.tensors import NEVER
 from attn_jax.convert.torch import (
     COLUMNS,
     DENSE_FIRST,
@@ -26,6 +25,7 @@ from attn_jax.convert.torch import (
     under,
 )
 from attn_jax.convert.torch_layouts import LAYER_NORM, decoder_layers, linear, recurrent_layer, recurrent_stack
+from attn_jax.models.protocol import IMPOSSIBLE
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
@@ -104,7 +104,7 @@ def _words(theirs: str, ours: str, ids: Sequence[int] | None) -> Layout:
 def _word_logits(theirs: str, ids: Sequence[int] | None) -> Layout:
     return (
         Rule((f"{theirs}.weight",), ("output_kernel",), numbered(COLUMNS, ids)),
-        Rule((f"{theirs}.bias",), ("output_bias",), numbered(ENTRIES, ids, NEVER)),
+        Rule((f"{theirs}.bias",), ("output_bias",), numbered(ENTRIES, ids, IMPOSSIBLE)),
     )
 
 

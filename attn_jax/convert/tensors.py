@@ -8,9 +8,6 @@ import numpy as np
 
 from attn_jax.convert.errors import ConversionError
 
-NEVER = -1e9
-"""Logit of what a model of theirs cannot write; its share of a softmax is 0 exactly, and no gradient becomes NaN."""
-
 
 class Tensors:
     """What is there, and what was asked for. Faults are collected, so that `check` can name all of them.

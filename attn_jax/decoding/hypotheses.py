@@ -10,13 +10,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from attn_jax.models.protocol import BOS_ID, DecodeState
+from attn_jax.models.protocol import BOS_ID, IMPOSSIBLE, DecodeState
 
 Array = jax.Array
 Step = Callable[[Array, DecodeState], tuple[Array, Array | None, DecodeState]]
-
-IMPOSSIBLE = -1e9
-"""Log-probability of what must not happen. Finite, so that sums and differences of it never turn into NaN."""
 
 
 @flax.struct.dataclass

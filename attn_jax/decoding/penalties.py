@@ -12,12 +12,13 @@ LEAST_COVERAGE = 1e-6
 
 
 def length_divisor(lengths: Array, penalty: float | Array | str, offset: float | Array = 5.0) -> Array:
-    """Length penalty: ``score = log_prob / ((5 + length) / 6) ** alpha``, or ``log_prob / length`` for ``"average"``.
+    """Length penalty: ``score = log_prob / ((offset + length) / (offset + 1)) ** alpha``.
 
     Args:
       lengths: any shape, number of tokens with end of sentence; 0 counts as 1.
-      penalty: alpha (0 = none, larger favours longer; may be traced), or ``"average"``.
-      offset: in place of the 5, and 6 is one more; may be traced. 0 divides by ``length ** alpha``.
+      penalty: alpha (0 = none, larger favours longer; may be traced). ``"average"``, log-probability a token, is a name
+        for alpha 1 with offset 0.
+      offset: GNMT's 5; may be traced. 0 divides by ``length ** alpha``.
 
     Returns:
       float32 divisors, shaped like ``lengths``.
@@ -39,7 +40,7 @@ def length_divisor(lengths: Array, penalty: float | Array | str, offset: float |
     if isinstance(penalty, str):
         if penalty != "average":
             raise ValueError(f"length_penalty must be a number (alpha) or 'average', found {penalty!r}")
-        return lengths
+        penalty, offset = 1.0, 0.0
     return ((offset + lengths) / (offset + 1.0)) ** penalty
 
 

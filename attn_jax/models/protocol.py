@@ -14,6 +14,10 @@ Array = jax.Array
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 """Ids of padding, begin of sentence, end of sentence and unknown piece, in every vocabulary of this library."""
 
+IMPOSSIBLE = -1e9
+"""Log-probability or logit of what must not happen: its share of a softmax is 0 exactly. Finite, so that sums and
+differences of it, and gradients, never turn into NaN."""
+
 
 @flax.struct.dataclass
 class Batch:
