@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.speed import layer, measure, padding, scale, train, work
+from experiments.speed import board, layer, measure, padding, scale, train, work
 from experiments.speed.__main__ import ROWS, main
 from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, alternate, compete, verdict
 
@@ -133,6 +133,16 @@ def test_rows_that_are_not_there(capsys):
     assert "no row 'trian'; there are layer, train" in capsys.readouterr().err
 
 
+def test_a_contest_that_nobody_entered():
+    def absent():
+        raise ImportError("not installed")
+
+    found = compete(Contest("nothing", [Contender(OURS, "float32", absent)], goals=[Goal(OURS, 1.0)]), {}, quick=True)
+    assert found["contenders"][OURS] == {"precision": "float32", "missing": "not installed"}
+    assert found["goals"][0]["met"] is None
+    assert board.draw({"nothing": found}) and "not installed" in str(board.contest_table("nothing", found).rows)
+
+
 @pytest.mark.slow  # a minute with all peers
 def test_quick_run(tmp_path, capsys):
     goals = main(["--quick", "--out", str(tmp_path)])
@@ -140,9 +150,10 @@ def test_quick_run(tmp_path, capsys):
     for row in ROWS:
         found = json.loads((tmp_path / f"{row}.json").read_text(encoding="utf-8"))
         assert found["quick"] and found["machine"]["cores"] and found["rates"]["float32"] > 0
-        for contest in found["numbers"].get("contests", {}).values():
+        for contest in found["numbers"].get("contests", {}).values() if row != "students" else ():
             assert contest["contenders"][OURS]["ms"] > 0 and contest["operations"] > 0
-    assert {file.stem for file in tmp_path.glob("*.png")} == {"layer", "train", "decode", "attention", "scale"}
+    drawn = {"layer", "train", "decode", "attention", "scale", "students"}
+    assert {file.stem for file in tmp_path.glob("*.png")} == drawn
     assert "not measured" in shown and "left out of a quick run" in shown
     assert any("torch eager" in goal["what"] for each in goals.values() for goal in each)
 

@@ -1,6 +1,6 @@
 """``python -m experiments.speed [ROW ...] [--quick] [--out DIR]``: the speed scoreboard.
 
-Rows: layer, train, decode, attention, start, padding, scale, peers; without one, all of them. Contenders do the same
+Rows: layer, train, decode, attention, start, padding, scale, peers, students; without one, all of them. Contenders do the same
 work on the same data at a stated precision, take turns in one process with the same threads, and medians are compared;
 "% of floor" is the time that the products alone would take at the best rate of a matrix product measured at the start.
 Peers come from the ``bench`` extra; Joey NMT needs an environment of its own, ``--joey PYTHON`` names its interpreter.
@@ -29,7 +29,7 @@ from experiments.runner import as_rich, compile_quickly, load, plain
 from experiments.speed import board, peers, scale
 from experiments.speed.measure import Section, compete, product_rates
 
-ROWS = ("layer", "train", "decode", "attention", "start", "padding", "scale", "peers")
+ROWS = ("layer", "train", "decode", "attention", "start", "padding", "scale", "peers", "students")
 SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS", "OMP_NUM_THREADS", "KERAS_BACKEND")
 
 

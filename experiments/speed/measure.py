@@ -106,6 +106,8 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
     Returns:
       By name the seconds of a call in each round.
     """
+    if not works:
+        return {}
     names, repeats, times = list(works), {}, {name: [] for name in works}
     for name, call in works.items():
         began = time.perf_counter()
