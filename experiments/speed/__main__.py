@@ -1,8 +1,9 @@
 """``python -m experiments.speed [ROW ...] [--quick] [--out DIR]``: the speed scoreboard.
 
-Rows: layer, train, decode, attention, start, padding, scale, peers, students; without one, all of them. Contenders do the same
-work on the same data at a stated precision, take turns in one process with the same threads, and medians are compared;
-"% of floor" is the time that the products alone would take at the best rate of a matrix product measured at the start.
+Rows: layer, train, decode, attention, start, padding, scale, peers, students; without one, all of them. Contenders do
+the same work on the same data at a stated precision, take turns in one process with the same threads, and medians are
+compared; "% of floor" is the time that the products alone would take at the best rate of a matrix product measured at
+the start.
 Peers come from the ``bench`` extra; Joey NMT needs an environment of its own, ``--joey PYTHON`` names its interpreter.
 A machine that does anything else beside this measures that.
 """
