@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
@@ -138,9 +137,10 @@ class Translator:
           infinity. The ``src_tokens`` of both are empty.
 
         Raises:
-          ValueError: for options out of range, an unknown language token, or a prefix that cannot be or leaves no room.
+          ValueError: for options out of range or that do nothing, an unknown language token, or a prefix that cannot be
+            or leaves no room.
         """
-        config = dataclasses.replace(config or self.search, **options)
+        config = (config or self.search).updated(**options)
         config.check()
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, found {batch_tokens}")

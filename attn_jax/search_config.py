@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 STOPS = ("safe", "current", "full")
+OF_BEAMS = ("beam", "n_best", "groups", "diversity", "stop")
+OF_SAMPLES = ("num_samples", "temperature", "top_k", "top_p", "min_p", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,21 @@ class SearchConfig:
             raise ValueError(f"seed must be within [0, 2 ** 32), found {self.seed}")
         if 0 < self.max_len < self.min_len:
             raise ValueError(f"min_len must be at most max_len = {self.max_len}, found {self.min_len}")
+
+    def updated(self, **given: Any) -> SearchConfig:
+        """This config with the options given, each of which must matter.
+
+        Raises:
+          ValueError: for options of sampling where it is off, and options of a beam where it is on.
+
+        >>> SearchConfig(sample=True).updated(top_k=5).top_k
+        5
+        """
+        config = dataclasses.replace(self, **given)
+        for name in filter(given.__contains__, OF_BEAMS if config.sample else OF_SAMPLES):
+            how = "with sample; give one of them" if config.sample else "without sample; give both or neither"
+            raise ValueError(f"{name} does nothing {how}")
+        return config
 
     @property
     def count(self) -> int:

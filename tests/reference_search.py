@@ -19,9 +19,11 @@ def divisor(length, penalty):
 class Sentence:
     """A row of a batch under the rules of a search."""
 
-    def __init__(self, toy, batch, row, penalty=0.0, *, min_len=1, coverage=0.0, ngram=0, prefix=()):
+    def __init__(self, toy, batch, row, penalty=0.0, *, min_len=1, coverage=0.0, ngram=0, prefix=(), limit=0,
+                 forced_end=False, renormalize=False):  # fmt: skip
         self.toy, self.src, self.mask = toy, batch.src[row], batch.src_mask[row]
         self.penalty, self.min_len, self.coverage, self.ngram = penalty, min_len, coverage, ngram
+        self.limit, self.forced_end, self.renormalize = limit, forced_end, renormalize
         self.prefix = [token for token in prefix if token]
 
     def following(self, tokens, vocab):
@@ -30,11 +32,15 @@ class Sentence:
         if len(tokens) < len(self.prefix):
             forced = self.prefix[len(tokens)]
             return [(forced, log_probs[forced])]
-        return [
+        if self.forced_end and len(tokens) + 1 == self.limit:
+            return [(EOS_ID, 0.0)]
+        possible = [
             (token, log_probs[token])
             for token in range(EOS_ID, vocab)
             if not (token == EOS_ID and len(tokens) + 1 < self.min_len) and not self.repeats([*tokens, token])
         ]
+        lost = np.log(sum(np.exp(p) for _, p in possible)) if self.renormalize and possible else 0.0
+        return [(token, p - lost) for token, p in possible]
 
     def repeats(self, tokens):
         grams = [tuple(tokens[i : i + self.ngram]) for i in range(len(tokens) - self.ngram + 1)]
@@ -68,7 +74,7 @@ def in_order(found):
 
 def brute_force(toy, batch, row, penalty, *, max_len=MAX_LEN, vocab=VOCAB, **rules):
     """Every sequence there is, best first: finished ones by score, then those cut at ``max_len``."""
-    sentence, found = Sentence(toy, batch, row, penalty, **rules), []
+    sentence, found = Sentence(toy, batch, row, penalty, limit=max_len, **rules), []
 
     def visit(tokens, log_prob):
         if tokens and (tokens[-1] == EOS_ID or len(tokens) == max_len):
@@ -83,7 +89,7 @@ def brute_force(toy, batch, row, penalty, *, max_len=MAX_LEN, vocab=VOCAB, **rul
 
 def plain_beam(toy, batch, row, penalty, *, max_len, vocab, beam, n_best, groups=1, diversity=0.0, tree=None, **rules):
     """Beam search in lists, which never stops early; ``tree`` collects every hypothesis it goes through."""
-    sentence, width, n = Sentence(toy, batch, row, penalty, **rules), beam // groups, n_best // groups
+    sentence, width, n = Sentence(toy, batch, row, penalty, limit=max_len, **rules), beam // groups, n_best // groups
     live, pools = [[([], 0.0)] for _ in range(groups)], [[] for _ in range(groups)]
     for _ in range(max_len):
         used = Counter()

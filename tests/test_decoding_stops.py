@@ -23,17 +23,15 @@ def searched(tables, batch, penalty, limits, *, search=beam_search, room=MAX_LEN
     return search(toy.step, toy.start(batch, room), **rules)
 
 
-def plain(toy, batch, row, penalty, limit, *, stop, forced_end=False, renormalize=False):
+def plain(toy, batch, row, penalty, limit, *, stop, **rules):
     """The pool of a sentence, best first: (tokens, score); and whether it stopped before its limit."""
-    sentence, live, pool = Sentence(toy, batch, row), [([], 0.0)], []
+    sentence, live, pool = Sentence(toy, batch, row, limit=limit, **rules), [([], 0.0)], []
     for length in range(1, limit + 1):
-        grown = []
-        for tokens, log_prob in live:
-            following = list(sentence.following(tokens, VOCAB))
-            lost = np.log(sum(np.exp(p) for _, p in following)) if renormalize else 0.0
-            if forced_end and length == limit:
-                following, lost = [(EOS_ID, 0.0)], 0.0
-            grown += [([*tokens, token], log_prob + p - lost) for token, p in following]
+        grown = [
+            ([*tokens, token], log_prob + p)
+            for tokens, log_prob in live
+            for token, p in sentence.following(tokens, VOCAB)
+        ]
         grown.sort(key=lambda one: one[1], reverse=True)
         pool += [(tokens, p / length**penalty) for tokens, p in grown[:BEAM] if tokens[-1] == EOS_ID]
         pool = sorted(pool, key=lambda one: one[1], reverse=True)[:BEAM]
@@ -55,7 +53,6 @@ def test_against_lists(options, penalty):
     limits = np.arange(ROWS) % 4 + MAX_LEN - 3
     compiled = {"beam": BEAM, "n_best": BEAM, "length_offset": 0.0, **options}
     found = jax.device_get(searched(tables, batch, penalty, limits, options=tuple(compiled.items())))
-    options = {name: value for name, value in options.items() if name != "min_len"}
     stopped = 0
     for row in range(ROWS):
         expected, early = plain(ToyDecoder(tables), batch, row, penalty, int(limits[row]), **options)

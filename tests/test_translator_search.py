@@ -60,7 +60,7 @@ def test_numbers_compile_nothing():
     translator = make_translator(seed=4)
     for n, penalty in enumerate((0.0, 0.6, 1.0)):
         options = {"beam": 2, "length_penalty": penalty, "coverage_penalty": 0.1 + penalty, "diversity": penalty}
-        translator(SENTENCES[n % 2 :], batch_tokens=32, **options, seed=n)  # one batch of four rows
+        translator(SENTENCES[n % 2 :], batch_tokens=32, **options)  # one batch of four rows
     assert translator.searches == 1
     for n, temperature in enumerate((0.5, 1.0)):
         options = {"temperature": temperature, "top_p": 0.8 + 0.1 * n, "min_p": 0.1 + 0.1 * n, "seed": n}
@@ -168,7 +168,9 @@ def test_an_ensemble_shares_its_vocabularies(folders):
         ({"length_penalty": "mean"}, "length_penalty must be a number .* or 'average', found 'mean'"),
         ({"sample": True, "temperature": 0.0}, "temperature must be above 0"),
         ({"sample": True, "num_samples": 0}, "num_samples must be at least 1, found 0"),
-        ({"seed": -1}, r"seed must be within \[0, 2 \*\* 32\), found -1"),
+        ({"sample": True, "seed": -1}, r"seed must be within \[0, 2 \*\* 32\), found -1"),
+        ({"temperature": 0.5}, "temperature does nothing without sample; give both or neither"),
+        ({"sample": True, "beam": 4}, "beam does nothing with sample; give one of them"),
         ({"sample": True, "tree": True}, "samples have no tree"),
         ({"prefix": "A B", "max_len": 2}, "a prefix of 2 tokens leaves no room in max_len 2; raise max_len"),
         ({"prefix": ("A", "Q")}, "the target vocabulary has no token 'Q'; give it as text"),
@@ -209,6 +211,9 @@ def test_what_a_folder_turns_on_can_be_turned_off():
     assert parse("--no-forced-end", "--beam", "2") == dataclasses.replace(usual, forced_end=False, beam=2)
     assert parse("--no-renormalize", "--sample") == dataclasses.replace(usual, renormalize=False, sample=True)
     assert parse("--forced-end") == usual
+    draws = SearchConfig(sample=True)
+    assert tyro.cli(Translate, args=["folder", "--top-k", "6"]).search.over(draws).top_k == 6
+    assert tyro.cli(Translate, args=["folder", "--no-sample", "--beam", "6"]).search.over(draws).beam == 6
 
 
 @pytest.fixture
@@ -219,6 +224,14 @@ def run(capsys, monkeypatch):
         return capsys.readouterr()
 
     return with_input
+
+
+@pytest.mark.parametrize("option", ["num-samples", "temperature", "top-k", "top-p", "min-p", "seed"])
+def test_an_option_of_sampling_without_sampling_is_refused(option, folders, run, capsys):
+    with pytest.raises(SystemExit):
+        run("translate", folders / "one", f"--{option}", "1")
+    said = capsys.readouterr().err
+    assert said == f"attn-jax: error: {option.replace('-', '_')} does nothing without sample; give both or neither\n"
 
 
 def test_translate_with_an_ensemble_prefixes_and_samples(folders, run, tmp_path, capsys):

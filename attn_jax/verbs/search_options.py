@@ -12,7 +12,7 @@ from attn_jax.search_config import SearchConfig
 
 def _over(options: Any, usual: SearchConfig) -> SearchConfig:
     """What was given, in place of what is usual."""
-    return dataclasses.replace(usual, **{name: value for name, value in vars(options).items() if value is not None})
+    return usual.updated(**{name: value for name, value in vars(options).items() if value is not None})
 
 
 def _optional(field: dataclasses.Field) -> tuple[str, Any, None]:

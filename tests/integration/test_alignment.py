@@ -38,8 +38,8 @@ def test_a_guided_run_states_its_alignments(folder):
     assert [file["path"].rsplit("/", 1)[1] for file in files] == ["en", "fr", "align"]
 
 
-def test_align(folder, capsys):
-    """Both directions, what joins them, and the scores; as many lines as pairs."""
+def test_align(folder, capsys, monkeypatch):
+    """Both directions, what joins them, and the scores; as many lines as pairs; and they guide a training."""
     lines = (folder / "en").read_text(encoding="utf-8").splitlines()
     (folder / "blank.en").write_text("\n".join(["x" * 10_001, *lines[1:]]) + "\n", encoding="utf-8")
     there = ["align", folder / "run", "--src", folder / "blank.en", "--tgt", folder / "fr"]
@@ -59,6 +59,20 @@ def test_align(folder, capsys):
     perfect, left_out = capsys.readouterr()
     assert "blank.en (60 lines); 1 too long (line 1)" in left_out
     assert perfect.splitlines()[2].startswith("grow-diag-final-and: AER 0.00%, precision 100.00%, recall 100.00%")
+
+    guided = set()
+
+    def train(model, batches, *_, **__):  # only what a training would start with
+        for entry in batches.epoch_plan(1, 0):
+            rows = batches.make_batch(entry).links[:, 0]
+            guided.update(int(entry.rows[row]) for row in rows if row < len(entry.rows))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr("attn_jax.run.train", train)
+    text = ["--src", folder / "en", "--tgt", folder / "fr", "--valid-src", folder / "en", "--valid-tgt", folder / "fr"]
+    own = ["--alignments", folder / "found", "--out", folder / "own", "--vocab-size", "150", "--precision", "float32"]
+    assert "far enough" in fails(capsys, "train", *text, *own)
+    assert guided == {line for line, pair in enumerate(joint) if pair.sure} == set(range(1, 60))
 
 
 def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
