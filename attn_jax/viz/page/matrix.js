@@ -2,7 +2,7 @@
 
 const TILT = (50 * Math.PI) / 180,
   WIDEST_LABEL = 150; // [radians], [px]
-const CELL = { fit: 40, legible: 16, scrolling: 20, largest: 64 }; // [px]
+const CELL = { fit: 40, legible: 14, scrolling: 20, largest: 64 }; // [px]
 
 /** A token as a label that is no wider than the widest. */
 function cut(pen, token) {
@@ -71,7 +71,7 @@ function makeMatrix(panel) {
     const room = frame.clientWidth;
     grid = makeGrid(pen, panel.table, room, zoom);
     grid.left += Math.max(0, Math.floor((room - grid.width) / 2));
-    font = grid.cell < 13 ? 11 : grid.cell < 19 ? 12 : 13;
+    font = grid.cell < 16 ? 11 : grid.cell < 19 ? 12 : 13;
     const bar = grid.width > room ? 16 : 0; // room for a scroll bar
     frame.style.height = `${Math.min(grid.height + bar, Math.max(640, Math.round(innerHeight * 0.86)))}px`;
     sheet.style.width = `${Math.max(grid.width, room)}px`;
