@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+LARGE_PAGE = 20_000_000  # [bytes] beyond it a page is slow to open and to send
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attend:
@@ -30,6 +32,7 @@ class Attend:
     def run(self) -> None:
         """Writes the page or the picture."""
         import dataclasses
+        import sys
 
         from attn_jax.hub import Translator
         from attn_jax.metrics.alignment import parse_pharaoh
@@ -64,6 +67,12 @@ class Attend:
                 example, others=tuple(seen_by(Translator.load(other), other) for other in self.compare)
             )
             write_attention_page(self.out, [example], title="Attention")
+            size = self.out.stat().st_size
+            if size > LARGE_PAGE:
+                print(
+                    f"attn-jax: warning: {self.out} holds {size / 1e6:.1f} MB; a smaller --beam makes it smaller",
+                    file=sys.stderr,
+                )
         else:
             weights = reported(translator.model, best.weights)
             save_figure(plot_attention(weights, example.src_tokens, best.tokens, title=best.text), self.out)

@@ -31,6 +31,7 @@ from attn_jax.run import run_training
 from attn_jax.run_config import DataConfig, RunConfig
 from attn_jax.training import checkpoints, journal, loop, step
 from attn_jax.training.loop import TrainConfig
+from attn_jax.verbs import attend
 
 TRAINED = ["--steps", "24", "--valid-every", "12", "--lowercase", "--learning-rate", "0.02"]
 TINY = ["embed_dim=16", "encoder_hidden=16", "decoder_hidden=32", "dropout=0.1"]
@@ -38,18 +39,8 @@ TINY = ["embed_dim=16", "encoder_hidden=16", "decoder_hidden=32", "dropout=0.1"]
 
 def train_command(text, out, *more):
     files = ["--src", text / "train.en", "--tgt", text / "train.fr.gz", "--valid-src", text / "valid.tsv"]
-    options = [
-        "--vocab-size",
-        "200",
-        "--batch-tokens",
-        "1024",
-        "--buckets",
-        "2",
-        "--precision",
-        "float32",
-        "--warmup",
-        "20",
-    ]
+    options = ["--vocab-size", "200", "--batch-tokens", "1024", "--buckets", "2", "--precision", "float32",
+               "--warmup", "20"]  # fmt: skip
     return [*map(str, ["train", *files, "--out", out, *options, *more, "--set", *TINY])]
 
 
@@ -164,12 +155,17 @@ def test_translate_keeps_lines(trained, capsys, monkeypatch):
     assert [n_best[place][2] for place in (2, 3)] == ["0.0000", "-inf"]  # blank for sure; not translated
 
 
-def test_attend(trained, tmp_path, capsys):
+def test_attend(trained, tmp_path, capsys, monkeypatch):
     run(capsys, "attend", trained, "i am a student", "--out", tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "student" in page and "http://" not in page.replace("http://www.w3.org", "")
     run(capsys, "attend", trained, "i am a student", "--out", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(attend, "LARGE_PAGE", 50_000)
+    cli.main(["attend", str(trained), "i am a student", "--out", str(tmp_path / "a.html")])
+    megabytes = f"{(tmp_path / 'a.html').stat().st_size / 1e6:.1f} MB"
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert megabytes in warning and "a smaller --beam" in warning
 
 
 def test_padding_and_company_change_nothing(trained):
@@ -247,10 +243,21 @@ def test_fine_tuning_starts_from_the_model(trained, text, tmp_path, capsys):
 def test_transformer_by_the_same_commands(text, tmp_path, capsys):
     out = tmp_path / "transformer"
     command = train_command(text, out, "--steps", "2", "--model", "transformer")[: -len(TINY)]
-    cli.main([*command, "d_model=16", "num_heads=2", "ffn_dim=32", "encoder_layers=1", "decoder_layers=1"])
-    found = Translator.load(out)("i am a student", beam=2)[0]
+    cli.main([*command, "d_model=16", "num_heads=2", "ffn_dim=32", "encoder_layers=2", "decoder_layers=2"])
+    long = " ".join(["the dog sleeps and the cat eats"] * 6)  # more than 40 words
+    found = Translator.load(out)(long, beam=2)[0]
     assert found.attention.shape == (len(found.tokens), len(found.src_tokens))
-    run(capsys, "attend", out, "i am a student", "--out", tmp_path / "t.html")
+    for name in ("t.html", "t.png"):
+        run(capsys, "attend", out, long, "--beam", "2", "--out", tmp_path / name)
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    (seen,) = data["examples"][0]["models"]
+    best, src = seen["hypotheses"][0], len(seen["source"]["tokens"])
+    tgt = len(best["tokens"])
+    assert src >= 40 and best["tokens"] == list(found.tokens)
+    shapes = [part["shape"] for part in (best["cross"], seen["encoder"], best["decoder"])]
+    assert shapes == [[2, 2, tgt, src], [2, 2, src, src], [2, 2, tgt, tgt]]
     error = fails(capsys, *command[:-1], "--teacher-forcing", "linear", "--overwrite", "--set", "d_model=16")
     assert "Transformer" in error
 
