@@ -118,6 +118,11 @@ class Browser:
     def click(self, element):
         self.mouse(self.middle(element), "mousePressed", "mouseReleased")
 
+    def tap(self, element):
+        x, y = self.middle(element)
+        self("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def key(self, name):
         text = {"text": "\r"} if name == "Enter" else {"text": name} if len(name) == 1 else {}
         code = {"Enter": 13, "Tab": 9}.get(name, 0)  # without it neither presses a button nor moves the focus

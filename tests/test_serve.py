@@ -263,6 +263,34 @@ def test_in_the_browser(server, browser):
     assert set(browser.requests()) == {server.url, f"{server.url}api/translate"}
 
 
+def test_touch_on_a_phone(server, browser):
+    """A tap translates, pins what pointing shows, and picks in the tree; a second tap on a token lets it go."""
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    browser("Emulation.setTouchEmulationEnabled", enabled=True)
+    browser.open(server.url)
+    browser.tap("document.getElementById('sentence')")
+    browser("Input.insertText", text=SENTENCE)
+    browser.tap("document.querySelector('.go')")
+    browser.until("!document.getElementById('main').hidden")
+    assert browser.js("document.documentElement.scrollWidth") == 390
+    token = "document.querySelectorAll('.looking .token')[1]"
+    browser.tap(token)
+    browser.until("state.pin?.row === 1")
+    word = browser.js(f"{token}.textContent")
+    assert browser.js("document.querySelector('.pinned').textContent") == word
+    assert browser.js("document.querySelector('#readout h2').textContent") == word
+    browser.tap(token)
+    browser.until("state.pin === null && !document.querySelector('.token.chosen')")
+    browser.js("document.getElementById('search').open = true")
+    browser.tap("Array.from(document.querySelectorAll('.node')).find(node => node.textContent.includes('2 ·'))")
+    browser.until("state.picks[0].hypothesis === 1")
+    browser.js("document.querySelector('input[value=matrix]').click()")
+    browser.tap("document.querySelector('.sheet canvas')")
+    browser.until("state.pin?.row != null && state.pin.col !== null && !document.querySelector('.tip').hidden")
+    browser("Emulation.setTouchEmulationEnabled", enabled=False)
+    assert browser.trouble() == []
+
+
 def test_loopback_and_ctrl_c(tmp_path):
     """The verb listens on loopback, says where, and Ctrl-C ends it with exit code 0 and no traceback."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
