@@ -28,7 +28,7 @@ def align_words(
     src: Sequence[str],
     tgt: Sequence[str],
     *,
-    weights: str = "posterior",
+    weights: str | None = None,
     method: str = "argmax",
     threshold: float = 0.0,
     batch_tokens: int = 4096,
@@ -37,14 +37,15 @@ def align_words(
 
     The attention that predicts a word says where that word is expected to come from; its posterior, where it does once
     it is known. Either is summed over the tokens of a source word, averaged over those of a target word, and turned
-    into links by `attn_jax.metrics.alignment.weights_to_links`.
+    into links by `attn_jax.metrics.alignment.weights_to_links`. There is no null word: the end of the sentence is left
+    out, and a threshold leaves words without a link.
 
     Args:
       translator: an `attn_jax.hub.Translator` with attention.
       src: source sentences.
       tgt: as many target sentences.
-      weights: ``posterior``, for recurrent models, see `attn_jax.models.posterior`; or ``attention``, which is all
-        that a Transformer has.
+      weights: ``posterior``, of recurrent encoder-decoders, see `attn_jax.models.posterior`; or ``attention``. None:
+        the posterior where there is one.
       method: ``argmax`` or ``threshold``, see `attn_jax.metrics.alignment.weights_to_links`.
       threshold: the least weight of a link.
       batch_tokens: source tokens that are aligned at once.
@@ -58,13 +59,16 @@ def align_words(
     """
     if len(src) != len(tgt):
         raise ValueError(f"expected as many targets as sources, found {len(src)} and {len(tgt)} sentences")
-    if weights not in ("posterior", "attention"):
+    if weights not in ("posterior", "attention", None):
         raise ValueError(f"weights must be 'posterior' or 'attention', found {weights!r}")
     if isinstance(translator.model, Ensemble):
         raise ValueError("an ensemble cannot align; align with one of its models")
     if getattr(translator.model.config, "attention", "") is None:
         raise ValueError("this model was trained without attention, so it cannot align; train one with attention")
-    posterior = weights == "posterior" and isinstance(translator.model, Seq2Seq)
+    recurrent = isinstance(translator.model, Seq2Seq)
+    if weights == "posterior" and not recurrent:
+        raise ValueError("the posterior is that of recurrent encoder-decoders, and this is none; leave weights out")
+    posterior = recurrent and weights != "attention"
     sources, targets = Sequences.from_texts(src, translator.src_vocab), Sequences.from_texts(tgt, translator.tgt_vocab)
     src_sizes, src_fits = _sizes_and_fits(src, translator.src_vocab, sources)
     tgt_sizes, tgt_fits = _sizes_and_fits(tgt, translator.tgt_vocab, targets)

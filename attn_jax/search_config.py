@@ -101,6 +101,8 @@ class SearchConfig:
         for name in filter(given.__contains__, OF_BEAMS if config.sample else OF_SAMPLES):
             how = "with sample; give one of them" if config.sample else "without sample; give both or neither"
             raise ValueError(f"{name} does nothing {how}")
+        if "diversity" in given and config.groups == 1:
+            raise ValueError("diversity does nothing in one group; give groups too")
         return config
 
     @property

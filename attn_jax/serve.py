@@ -59,7 +59,7 @@ class Request(NamedTuple):
         """How to search: samples with a temperature, else a beam; otherwise as usual."""
         if self.temperature:
             return replace(usual, sample=True, num_samples=self.beam, temperature=self.temperature)
-        return replace(usual, beam=self.beam, n_best=self.beam)
+        return replace(usual, sample=False, beam=self.beam, n_best=self.beam)
 
 
 class Bucket:

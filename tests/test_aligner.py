@@ -15,6 +15,7 @@ from attn_jax.data.parallel import ParallelText, ReadReport, read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.words import TokenLinks, word_sizes
 from attn_jax.decoding.ensemble import Ensemble
+from attn_jax.hub import Translator
 from attn_jax.metrics import merge_tokens, weights_to_links
 from attn_jax.models.families import build_model
 from attn_jax.models.posterior import posterior_attention
@@ -71,6 +72,18 @@ def test_the_posterior_is_what_aligns_unless_told_otherwise(translator):
     assert links != align_words(translator, *pair, weights="attention")[0]
     with pytest.raises(ValueError, match="weights must be 'posterior' or 'attention', found 'prior'"):
         align_words(translator, *pair, weights="prior")
+
+
+def test_other_models_align_by_attention():
+    blocks = {"d_model": 8, "num_heads": 2, "ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 1}
+    model = build_model("transformer", {"src_vocab_size": len(SRC), "tgt_vocab_size": len(TGT)} | blocks)
+    ids = np.array([[4, EOS_ID]])
+    params = model.init(jax.random.key(0), Batch(ids, ids > 0, ids, ids > 0))["params"]
+    transformer = Translator(model, params, SRC, TGT)
+    by_default, by_attention = (align_words(transformer, ["a b"], ["A B"], weights=w) for w in (None, "attention"))
+    assert by_default == by_attention
+    with pytest.raises(ValueError, match="posterior is that of recurrent encoder-decoders"):
+        align_words(transformer, ["a b"], ["A B"], weights="posterior")
 
 
 def test_what_cannot_be_aligned(translator, monkeypatch):

@@ -141,6 +141,8 @@ def test_how_to_search():
     assert serve.Request("a", 3, 0.0, ()).config(usual) == SearchConfig(beam=3, n_best=3, stop="current")
     sampled = {"sample": True, "num_samples": 3, "temperature": 1.5}
     assert serve.Request("a", 3, 1.5, ()).config(usual) == SearchConfig(stop="current", **sampled)
+    samples = serve.Request("a", 3, 0.0, ()).config(SearchConfig(sample=True, num_samples=2))  # what a folder may say
+    assert not samples.sample and samples.beam == samples.n_best == 3
 
 
 def test_its_own_page_may_ask(server):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from attn_jax.functional.normalizers import softmax
 from attn_jax.functional.products import PRECISIONS
 from attn_jax.models.protocol import Batch, check_target, shift_right
 from attn_jax.models.seq2seq import Seq2Seq
@@ -38,8 +39,9 @@ def posterior_attention(model: Seq2Seq, params: Any, batch: Batch) -> Float[Arra
     """``p(j | y_i) = a_ij p(y_i | c_i = v_j) / sum_k a_ik p(y_i | c_i = v_k)``, for given pairs.
 
     ``a_ij`` is the attention that predicts target word i (its mean over heads), and ``p(y_i | c_i = v_j)`` the
-    probability of that word if all of the attention had been on source word j. The states before it are those of
-    forced decoding, so only one step is changed at a time.
+    probability of that word if all of the attention (of every head) had been on source word j. The states before it
+    are those of forced decoding, so only one step is changed at a time. It is a reading: the model itself mixes values,
+    not predictions. It costs the output layer ``src_len`` times for each target word.
 
     Args:
       model: a recurrent encoder-decoder of words, with attention.
@@ -47,7 +49,8 @@ def posterior_attention(model: Seq2Seq, params: Any, batch: Batch) -> Float[Arra
       batch: with targets.
 
     Returns:
-      Weights that sum to 1 over the real source positions.
+      Weights that sum to 1 over the real source positions; 0 for a sentence without any. Rows of target padding mean
+      nothing.
 
     Raises:
       ValueError: if the model has no attention, or continuous targets.
@@ -76,14 +79,18 @@ def posterior_attention(model: Seq2Seq, params: Any, batch: Batch) -> Float[Arra
             state_after, output = decoder.step_fn(einsum, weights, memory, state, x)
             return state_after, decoder.complete(einsum, weights, memory, output, embedded, None)
 
+        def log_likelihood(features: Array) -> Array:  # of one source position, so that few logits exist at a time
+            logits = einsum("bi,oi->bo" if vocab_first else "bi,io->bo", features, kernel) + bias
+            chosen = jnp.take_along_axis(logits, words[:, None], axis=-1)[:, 0]
+            return chosen - jax.nn.logsumexp(logits, axis=-1)
+
         (after, usual), (_, each) = run(decoder), run(looking)
-        logits = einsum("bki,oi->bko" if vocab_first else "bki,io->bko", each.features, kernel) + bias
-        chosen = jnp.take_along_axis(logits, words[:, None, None], axis=-1)[..., 0]
+        likelihoods = jnp.swapaxes(jax.lax.map(log_likelihood, jnp.swapaxes(each.features, 0, 1)), 0, 1)
         attention = usual.weights[..., 0, :]
         attention = attention.mean(axis=1) if attention.ndim == 3 else attention
-        return after, (attention, chosen - jax.nn.logsumexp(logits, axis=-1))
+        return after, (attention, likelihoods)
 
     by_time = jnp.swapaxes(bound.tgt_embed(shift_right(batch.tgt)), 0, 1)[:, :, None], jnp.swapaxes(batch.tgt, 0, 1)
     _, (prior, log_likelihood) = jax.lax.scan(step, state, by_time)
-    log_joint = jnp.where(prior > 0, jnp.log(jnp.where(prior > 0, prior, 1)) + log_likelihood, -jnp.inf)
-    return jnp.swapaxes(jax.nn.softmax(log_joint, axis=-1), 0, 1)
+    scores = jnp.log(jnp.where(prior > 0, prior, 1)) + log_likelihood
+    return jnp.swapaxes(softmax(scores, prior > 0), 0, 1)

@@ -24,8 +24,9 @@ class Align:
     """Model of the opposite direction; the alignments of both are joined."""
     symmetrise: Literal["intersection", "union", "grow-diag", "grow-diag-final-and"] | None = None
     """How they are joined; grow-diag-final-and unless told otherwise."""
-    weights: Literal["posterior", "attention"] = "posterior"
-    """Where a word comes from once it is known (recurrent models), or the attention that predicted it."""
+    weights: Literal["posterior", "attention"] | None = None
+    """Where a word comes from once it is known, the default of recurrent encoder-decoders, or the attention that
+    predicted it, all that other models have."""
     method: Literal["argmax", "threshold"] = "argmax"
     """Link a target word to the source word of most weight, or to all that reach the threshold."""
     threshold: float = 0.0
@@ -50,8 +51,13 @@ class Align:
             raise ValueError("--method threshold needs a --threshold above 0; try 0.2")
         if self.symmetrise and not self.reverse:
             raise ValueError("--symmetrise joins two directions; name the model of the other one with --reverse")
+        if self.threshold > 1:
+            raise ValueError(f"--threshold must be at most 1, the largest weight, found {self.threshold}; try 0.2")
+        read_here = [path.resolve() for path in (self.src, self.tgt, self.gold) if path]
+        if self.out and self.out.resolve() in read_here:
+            raise ValueError(f"{self.out}: --out would replace a file that is read; name another one")
         if self.out and not self.out.parent.is_dir():
-            raise ValueError(f"{self.out}: the folder {self.out.parent} does not exist; create it first")
+            raise ValueError(f"{self.out}: there is no folder {self.out.parent}; create it first")
         reads = read_sides(self.src, self.tgt)
         for read in reads:
             if read.report.skipped:

@@ -48,14 +48,14 @@ class Attend:
                 ".html page"
             )
         if not self.out.parent.is_dir():
-            raise ValueError(f"{self.out}: the folder {self.out.parent} does not exist; create it first")
+            raise ValueError(f"{self.out}: there is no folder {self.out.parent}; create it first")
         if not self.sentence.strip():
             raise ValueError("expected a sentence to translate, found nothing; put it in quotes after the folder")
         gold = None if self.gold is None else parse_pharaoh([self.gold], "--gold")[0]
 
         def seen_by(translator: Translator, folder: Path):
             beam = translator.search.beam if self.beam is None else self.beam
-            config = dataclasses.replace(translator.search, beam=beam, n_best=beam)
+            config = dataclasses.replace(translator.search, sample=False, beam=beam, n_best=beam)
             extras = {"reference": self.reference, "gold": gold, "name": folder.resolve().name}
             return attention_of(translator, self.sentence, config, **extras)
 

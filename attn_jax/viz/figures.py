@@ -146,7 +146,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 160)
         found = repr(suffix) if suffix else "no suffix"
         raise ValueError(f"{path}: expected a file name ending in {', '.join(SUFFIXES)}, found {found}")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+        raise ValueError(f"{path}: there is no folder {path.parent}; create it first")
     # Without a date, the same picture gives the same bytes tomorrow.
     metadata = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     figure.savefig(path, dpi=dpi, format=suffix[1:], metadata=metadata)

@@ -119,7 +119,7 @@ def write_attention_page(
         found = repr(path.suffix) if path.suffix else "no suffix"
         raise ValueError(f"{path}: expected a file name ending in .html, found {found}")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist; create it first")
+        raise ValueError(f"{path}: there is no folder {path.parent}; create it first")
     path.write_text(attention_page(examples, title), encoding="utf-8", newline="\n")
     return path
 

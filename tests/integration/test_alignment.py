@@ -84,6 +84,10 @@ def test_what_align_and_train_refuse(folder, capsys, monkeypatch):
     assert "has 1 lines and" in fails(capsys, "align", folder / "run", *files, "--gold", folder / "short")
     absent = ["--out", folder / "absent" / "links"]  # said before anything is loaded
     assert "create it first" in fails(capsys, "align", folder / "none", *files, *absent)
+    assert "would replace a file that is read" in fails(
+        capsys, "align", folder / "none", *files, "--out", folder / "run" / ".." / "en"
+    )
+    assert "at most 1" in fails(capsys, "align", folder / "none", *files, "--threshold", "3")
     assert "name the model of the other one" in fails(capsys, "align", folder / "none", *files, "--symmetrise", "union")
     (folder / "long").write_text("0-0\n" + "0-0 " * 3000 + "\n", encoding="utf-8")
     assert "long:2: expected links such as 3-4, found a line too long" in fails(
