@@ -66,10 +66,10 @@ def beam_search(
     The ``beam`` most likely continuations of a sentence that do not end go on; an ending counts when it is among the
     ``beam`` most likely of all. A sentence is done when nothing it may still find can enter its pool: the most likely
     live hypothesis, were it to lose no more probability and to end at its most favourable length with all of its source
-    covered (no penalty, which is at most 0), does not beat the worst of a full pool. No log-probability is above 0, that of a
-    forced end and those renormalised included, so this holds under every rule. (With ``beam=1`` it is done at the
-    first end: that is greedy decoding, whatever the penalty.) A sentence that is done no longer changes, and the loop
-    ends when all are. So neither padding nor the other sentences change a result.
+    covered (no penalty, which is at most 0), does not beat the worst of a full pool. No log-probability is above 0,
+    that of a forced end and those renormalised included, so this holds under every rule. (With ``beam=1`` it is done at
+    the first end: that is greedy decoding, whatever the penalty.) A sentence that is done no longer changes, and the
+    loop ends when all are. So neither padding nor the other sentences change a result.
 
     Diverse groups: the beam is divided evenly, and at each step a group ranks its continuations as if each were less
     likely by ``diversity`` for every hypothesis of the groups before it that goes on with the same token. Only the
