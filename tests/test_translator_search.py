@@ -59,8 +59,8 @@ def test_every_rule_reaches_the_search(translator):
 def test_numbers_compile_nothing():
     translator = make_translator(seed=4)
     for n, penalty in enumerate((0.0, 0.6, 1.0)):
-        options = {"beam": 2, "length_penalty": penalty, "coverage_penalty": 0.1 + penalty, "diversity": penalty}
-        translator(SENTENCES[n % 2 :], batch_tokens=32, **options)  # one batch of four rows
+        options = {"length_penalty": penalty, "coverage_penalty": 0.1 + penalty, "diversity": penalty}
+        translator(SENTENCES[n % 2 :], batch_tokens=32, beam=2, groups=2, **options)  # one batch of four rows
     assert translator.searches == 1
     for n, temperature in enumerate((0.5, 1.0)):
         options = {"temperature": temperature, "top_p": 0.8 + 0.1 * n, "min_p": 0.1 + 0.1 * n, "seed": n}
@@ -171,6 +171,7 @@ def test_an_ensemble_shares_its_vocabularies(folders):
         ({"sample": True, "seed": -1}, r"seed must be within \[0, 2 \*\* 32\), found -1"),
         ({"temperature": 0.5}, "temperature does nothing without sample; give both or neither"),
         ({"sample": True, "beam": 4}, "beam does nothing with sample; give one of them"),
+        ({"beam": 4, "diversity": 1.0}, "diversity does nothing in one group; give groups too"),
         ({"sample": True, "tree": True}, "samples have no tree"),
         ({"prefix": "A B", "max_len": 2}, "a prefix of 2 tokens leaves no room in max_len 2; raise max_len"),
         ({"prefix": ("A", "Q")}, "the target vocabulary has no token 'Q'; give it as text"),
