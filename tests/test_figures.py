@@ -137,7 +137,7 @@ class TestSaveFigure:
             viz.save_figure(figure, tmp_path / "map.gif")
         with pytest.raises(ValueError, match="found no suffix"):
             viz.save_figure(figure, tmp_path / "map")
-        with pytest.raises(ValueError, match="there is no folder .*; create it first"):
+        with pytest.raises(ValueError, match=r"there is no folder .*; create it first"):
             viz.save_figure(figure, tmp_path / "missing" / "map.png")
 
     def test_no_global_state(self, tmp_path):

@@ -223,7 +223,7 @@ class TestAttentionPage:
         assert path.read_bytes().decode("utf-8") == viz.attention_page([example()], title="数")
         with pytest.raises(ValueError, match=r"ending in \.html, found '\.png'"):
             viz.write_attention_page(tmp_path / "attention.png", [example()])
-        with pytest.raises(ValueError, match="there is no folder .*; create it first"):
+        with pytest.raises(ValueError, match=r"there is no folder .*; create it first"):
             viz.write_attention_page(tmp_path / "missing" / "attention.html", [example()])
 
     @pytest.mark.parametrize(
