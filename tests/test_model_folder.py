@@ -72,6 +72,11 @@ def test_strides_are_respected(tmp_path):
     np.testing.assert_array_equal(loaded, [[0, 3], [1, 4], [2, 5]])
 
 
+def test_a_folder_of_model_folders(folder):
+    with pytest.raises(ModelFolderError, match="expected a run or model folder, found nothing of one"):
+        load_model_folder(folder.parent)
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "params.safetensors", "MODEL_CARD.md", "source.vocab", "manifest.json"]
 )

@@ -119,6 +119,10 @@ def load_model_folder(path: str | Path) -> ModelFolder:
     path = Path(path)
     if not path.is_dir():
         raise ModelFolderError(_why_absent(path))
+    if not any((path / name).is_file() for name in (manifest.NAME, *OWN)):
+        raise ModelFolderError(
+            f"{path}: expected a run or model folder, found nothing of one; name one within or beside it"
+        )
     try:
         record = manifest.read_manifest(path)
         if record.get("format") != FORMAT:
