@@ -60,7 +60,7 @@ def test_numbers_compile_nothing():
     translator = make_translator(seed=4)
     for n, penalty in enumerate((0.0, 0.6, 1.0)):
         options = {"length_penalty": penalty, "coverage_penalty": 0.1 + penalty, "diversity": penalty}
-        translator(SENTENCES[n % 2 :], batch_tokens=32, beam=2, groups=2, **options)  # one batch of four rows
+        translator(SENTENCES[n % 2 :], batch_tokens=32, beam=2, n_best=2, groups=2, **options)  # one batch of four rows
     assert translator.searches == 1
     for n, temperature in enumerate((0.5, 1.0)):
         options = {"temperature": temperature, "top_p": 0.8 + 0.1 * n, "min_p": 0.1 + 0.1 * n, "seed": n}
