@@ -148,7 +148,7 @@ def test_overwrite_touches_nothing_before_everything_is_checked(copy, text, tmp_
     for flags, settings, said in (
         (["--seed", "-1"], [], "seed must be between"),
         (["--init-from", copy, "--lowercase"], ["embed_dim=8"], "the parameters to start from do not fit the model"),
-        (["--init-from", tmp_path], [], "manifest.json"),
+        (["--init-from", tmp_path], [], "expected a run or model folder, found nothing of one"),
         (["--valid-src", tmp_path / "long.tsv", "--max-len", "60"], [], "none of the 3 pairs has at most max_len 60"),
         (["--valid-src", tmp_path / "absent.tsv"], [], "absent.tsv"),
         ([], ["colour=blue"], "unknown settings"),
