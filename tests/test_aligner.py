@@ -21,6 +21,7 @@ from attn_jax.models.families import build_model
 from attn_jax.models.posterior import posterior_attention
 from attn_jax.models.protocol import EOS_ID, Batch
 from attn_jax.training.step import batch_loss
+from tests.random_params import random_params
 from tests.test_hub import SRC, TGT, make_translator
 
 SOURCES = ["a b c", "", "g", "f e d c b a g f e d c b a", "a zz c", "d d"]
@@ -188,7 +189,7 @@ def make_problem(family, **options):
     rng = np.random.default_rng(0)
     src, tgt = (rng.integers(4, 9, (2, length)).astype(np.int32) for length in (3, 2))
     batch = Batch(src, np.ones((2, 3), bool), tgt, np.ones((2, 2), bool), np.arange(4, dtype=np.int32), LINKS)
-    return model, batch, jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    return model, batch, random_params(model, batch)
 
 
 RECURRENT = {"embed_dim": 4, "encoder_hidden": 3, "decoder_hidden": 4}

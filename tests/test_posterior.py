@@ -8,6 +8,7 @@ import pytest
 from attn_jax.models.posterior import posterior_attention
 from attn_jax.models.protocol import Batch, DecodeState, shift_right
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from tests.random_params import random_params
 
 SIZES = {"src_vocab_size": 9, "tgt_vocab_size": 8, "embed_dim": 4, "encoder_hidden": 3, "decoder_hidden": 6}
 MODELS = {
@@ -40,7 +41,7 @@ BATCH = Batch(SRC, SRC > 0, TGT, TGT > 0)
 
 def model_of(**settings):
     model = Seq2Seq(Seq2SeqConfig(**SIZES | {"readout_features": 4 if "tie_embeddings" in settings else 0} | settings))
-    params = model.init(jax.random.key(0), BATCH)["params"]
+    params = random_params(model, BATCH)
     return model, jax.tree.map(lambda x: 2 * x + 0.1, params)  # far from uniform
 
 

@@ -12,6 +12,7 @@ from attn_jax.models.protocol import BOS_ID, Batch, shift_right
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.training.step import batch_loss, init_state, make_train_step
 from tests.jaxprs import equations
+from tests.random_params import random_params
 
 VOCAB, ROWS, TIME = 12, 40, 41
 SMALL = {"src_vocab_size": VOCAB, "tgt_vocab_size": VOCAB, "embed_dim": 4, "encoder_hidden": 4, "decoder_hidden": 6}
@@ -39,7 +40,7 @@ def inputs_of_a_stubborn_model():
     """Mixed inputs of a model that only ever says UNK, which no target holds: where it stands, the coin was the own."""
     model = make(encoder_cell="rnn", decoder_cell="rnn", attention="dot", encoder_hidden=3)
     batch = make_batch(ROWS, 3, TIME)
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    variables = {"params": random_params(model, batch)}
     variables["params"]["output_bias"] = 1e3 * jax.nn.one_hot(3, VOCAB)
 
     @jax.jit
@@ -96,7 +97,7 @@ def plain_loss(module, batch, probability):
 @pytest.mark.parametrize("settings", [{"decoder_layers": 2}, {"input_feeding": False, "attend_first": True}])
 def test_gradients_are_those_of_a_plain_loop_with_the_same_draws(x64, settings):
     model, batch, rng = make(dropout=0.3, **settings), make_batch(rows=6), jax.random.key(7)
-    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    params = random_params(model, batch)
     params = jax.tree.map(lambda p: 3 * p.astype(jnp.float64), params)  # large, so that dropout changes what it says
     dropout, sampling = jax.random.split(rng)
 
@@ -146,7 +147,7 @@ def test_continuous_inputs_that_the_model_made_carry_no_gradient(rng):
     src, tgt = jax.random.normal(rng, (2, 3, 4, 2))
     real = jnp.ones((3, 4), bool)
     batch = Batch(src=src, src_mask=real, tgt=tgt, tgt_mask=real)
-    params = jax.jit(model.init)(rng, batch)["params"]
+    params = random_params(model, batch)
 
     def fed(params, tgt):
         rngs = {"sampling": rng}
