@@ -82,6 +82,7 @@ class Evil:
         ({"w": tensor((9,), (1,))}, "reaches past the 6 numbers"),
         ({"w": tensor((1 << 40,), (0,))}, "reaches past the 6 numbers"),
         ({"w": tensor(offset=-1)}, "expected a tensor, found offset -1"),
+        ({"w": Reference(tensor(), 4, (2,), (1,))}, "expected the storage of a tensor, found ndarray"),
         ({"w": tensor(length=7)}, "expected 7 numbers of float32 in data/0, found 6"),
         ({"w": 3}, "expected tensors by name, found 'w' of type int"),
         ([tensor()], "expected a dictionary of tensors, found list"),

@@ -46,6 +46,12 @@ class _Name(NamedTuple):
     text: str
 
 
+class _Storage(NamedTuple):
+    """The numbers of a storage, which no instruction of a description but a reference to it can make."""
+
+    numbers: np.ndarray  # [length]
+
+
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a dictionary of tensors, such as a state dict.
 
@@ -211,8 +217,8 @@ def _key(value: Any) -> str:
     return value
 
 
-def _stored(reference: Any, storage: Callable[[str, str, int], np.ndarray]) -> np.ndarray:
-    """The numbers that ``("storage", type, name, device, length)`` stands for."""
+def _stored(reference: Any, storage: Callable[[str, str, int], np.ndarray]) -> _Storage:
+    """The storage that ``("storage", type, name, device, length)`` stands for."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         raise TorchFileError(f"expected a reference to a storage, found {repr(reference)}")
     _, kind, name, _, length = reference
@@ -220,7 +226,7 @@ def _stored(reference: Any, storage: Callable[[str, str, int], np.ndarray]) -> n
         raise TorchFileError(f"refused: expected a storage of {_known()}, found {repr(getattr(kind, 'text', kind))}")
     if not isinstance(name, str) or not name.isalnum() or not isinstance(length, int):
         raise TorchFileError(f"expected the name and length of a storage, found {repr(name)} and {repr(length)}")
-    return storage(kind.text, name, length)
+    return _Storage(storage(kind.text, name, length))
 
 
 def _known() -> str:
@@ -244,12 +250,14 @@ def _call(name: Any, arguments: tuple) -> Any:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:
     """A tensor as a copy of its part of a storage, which must hold all of it."""
-    whole = [storage.size if isinstance(storage, np.ndarray) else -1, offset, *shape, *strides]
-    if any(not isinstance(number, int) or number < 0 for number in whole) or len(shape) != len(strides):
+    if not isinstance(storage, _Storage):
+        raise TorchFileError(f"expected the storage of a tensor, found {type(storage).__name__}")
+    numbers = storage.numbers
+    if any(not isinstance(n, int) or n < 0 for n in [offset, *shape, *strides]) or len(shape) != len(strides):
         raise TorchFileError(f"expected a tensor, found offset {repr(offset)}, shape {repr(shape)}, {repr(strides)}")
     size = math.prod(shape)
     end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1 if size else offset
-    if end > storage.size or size > storage.size:
-        raise TorchFileError(f"a tensor of shape {list(shape)} reaches past the {storage.size} numbers of its storage")
-    bytes_apart = [stride * storage.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, bytes_apart, writeable=False).copy()
+    if end > numbers.size or size > numbers.size:
+        raise TorchFileError(f"a tensor of shape {list(shape)} reaches past the {numbers.size} numbers of its storage")
+    bytes_apart = [stride * numbers.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, bytes_apart, writeable=False).copy()
