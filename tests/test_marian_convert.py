@@ -15,6 +15,7 @@ from attn_jax.data.vocabulary import SPECIAL_TOKENS
 from attn_jax.hub import Translator
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import IMPOSSIBLE, Batch
+from attn_jax.pictures import attention_of
 from attn_jax.pretrained import load_marian
 from attn_jax.search_config import SearchConfig
 from attn_jax.storage.files import IntegrityError
@@ -68,12 +69,14 @@ def test_parameters_are_those_of_the_model(copy, options):
     assert found.src is not found.tgt  # two cutters, even where the list is one
 
 
-def test_a_file_of_torch_is_the_same(folder, copy):
+@pytest.mark.parametrize("of_today", [True, False])
+def test_a_file_of_torch_is_the_same(folder, copy, of_today):
     torch = pytest.importorskip("torch", reason="needs torch: pip install torch")
     other = copy()
     tensors = load_file(other / "model.safetensors")
     (other / "model.safetensors").unlink()
-    torch.save({name: torch.tensor(array) for name, array in tensors.items()}, other / "pytorch_model.bin")
+    saved = {name: torch.tensor(array) for name, array in tensors.items()}
+    torch.save(saved, other / "pytorch_model.bin", _use_new_zipfile_serialization=of_today)
     jax.tree.map(np.testing.assert_array_equal, read_marian(other).params, read_marian(folder).params)
 
 
@@ -129,6 +132,12 @@ def test_other_weights(copy, change, message):
         ("config.json", {"vocab_size": 5}, "vocab.json: expected 5 tokens as config.json says, found"),
         ("config.json", {"decoder_start_token_id": 999}, "expected decoder_start_token_id below .*, found 999"),
         ("config.json", {"encoder_ffn_dim": 25}, r"fc1.weight \[25, 16\], found \[24, 16\]"),
+        ("config.json", {"d_model": "16"}, r"config.json: d_model must be of type int, found '16' of type str"),
+        ("config.json", {"encoder_layers": 2.0}, "config.json: encoder_layers must be of type int, found 2.0"),
+        ("config.json", {"activation_function": ["relu"]}, "config.json: activation_function must be of type str"),
+        ("config.json", {"encoder_layers": 0}, "config.json: encoder_layers must be at least 1, found 0"),
+        ("config.json", {"encoder_attention_heads": 3}, "config.json: num_heads must divide d_model"),
+        ("config.json", {"dropout": 2}, r"config.json: dropout is the share dropped, in \[0, 1\); found 2.0"),
         ("vocab.json", {"one more": 0}, "expected an object with the ids 0, 1, 2"),
         ("vocab.json", {"<pad>": "9"}, "expected an object with the ids 0, 1, 2"),
         ("generation_config.json", {"decoder_start_token_id": 0}, "expected decoder_start_token_id .* found 0"),
@@ -140,13 +149,42 @@ def test_other_weights(copy, change, message):
         ("generation_config.json", {"bad_words_ids": [[7, 8]]}, "expected bad_words_ids .*, padding alone, found"),
         ("generation_config.json", {"eos_token_id": 3}, "expected eos_token_id 0 as in the vocabulary .*, found 3"),
         ("generation_config.json", {"early_stopping": "soon"}, "expected early_stopping true, false or 'never'"),
+        ("generation_config.json", {"num_beams": 0}, "generation_config.json: num_beams must be at least 1, found 0"),
+        (
+            "generation_config.json",
+            {"num_beams": "4"},
+            "generation_config.json: num_beams must be of type int, found '4'",
+        ),
+        ("generation_config.json", {"max_length": 1}, "generation_config.json: max_length must be at least 2, found 1"),
+        ("generation_config.json", {"length_penalty": "x"}, "generation_config.json: length_penalty must be of type"),
+        ("generation_config.json", {"length_penalty": float("nan")}, "generation_config.json: asks .* a finite number"),
+        (
+            "generation_config.json",
+            {"min_length": 99},
+            "generation_config.json: asks .* min_len must be at most max_len",
+        ),
+        ("generation_config.json", {"penalty_alpha": 0.6, "top_k": 4}, "cannot do: penalty_alpha 0.6"),
     ],
 )
 def test_other_settings(copy, name, changes, message):
     folder = copy()
     edit(folder, name, **changes)
-    with pytest.raises(ConversionError, match=message):
-        read_marian(folder)
+    with pytest.raises(ConversionError, match=message) as error:
+        load_marian(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_generation_settings_of_an_older_folder(copy):
+    folder = copy(num_beams=3, max_length=9)
+    (folder / "generation_config.json").unlink()
+    search = load_marian(folder).search
+    assert (search.beam, search.max_len, search.forced_end) == (3, 8, True)
+    edit(folder, "config.json", num_beams=0)
+    with pytest.raises(ConversionError, match=r"/config.json: num_beams must be at least 1, found 0"):
+        load_marian(folder)
+    (folder / "generation_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ConversionError, match=r"generation_config.json: expected an object, found list"):
+        load_marian(folder)
 
 
 def test_what_was_fetched_is_verified(copy):
@@ -176,8 +214,8 @@ def test_how_to_search():
     config = SearchConfig(**settings(**usual))
     assert (config.beam, config.max_len, config.stop, config.forced_end) == (6, 511, "current", True)
     assert (config.length_penalty, config.length_offset, config.renormalize) == (1.0, 0.0, False)
-    config.check()
-    assert settings()["max_len"] == 19 and settings(max_new_tokens=7)["max_len"] == 7
+    limits = [settings(**given)["max_len"] for given in ({}, {"max_length": 20}, {"max_new_tokens": 7})]
+    assert limits == [20, 19, 7]
     stops = [settings(early_stopping=value)["stop"] for value in (True, False, "never")]
     assert stops == ["full", "current", "safe"]
     assert not settings(forced_eos_token_id=None)["forced_end"] and settings(renormalize_logits=True)["renormalize"]
@@ -192,6 +230,14 @@ def test_the_command_and_the_folder(folder, tmp_path, capsys):
     (best,) = translator("the cat sat on the mat")
     assert best.attention.shape == (len(best.tokens), len(best.src_tokens)) and best.src_tokens[-1] == "</s>"
     assert best.tokens[-1] == "</s>" and len(best.tokens) <= translator.search.max_len
+    example = attention_of(translator, "the cat sat on the mat")
+    layers, heads, src_len = 1, 4, len(example.src_tokens)
+    assert example.encoder.shape == (layers, heads, src_len, src_len)
+    assert len(example.hypotheses) == translator.search.beam
+    for hypothesis in example.hypotheses:
+        tgt_len = len(hypothesis.tokens)
+        assert hypothesis.weights.shape == (layers, heads, tgt_len, src_len)
+        assert hypothesis.decoder.shape == (layers, heads, tgt_len, tgt_len)
     with pytest.raises(ValueError, match="unknown language token >>de<<"):
         translator(">>de<< the cat")
     config = json.loads((tmp_path / "model" / "config.json").read_text())

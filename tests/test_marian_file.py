@@ -75,6 +75,10 @@ SHAPES = 16 + 4 * 32 + sum(len(name) + 1 for name in [*TENSORS, "special:model.y
         (changed(24, "<Q", 0x1808), r"Wemb: is of type 0x1808, expected float32 or intgemm8; convert .* marian-conv"),
         (changed(40, "<Q", 5), "Wemb: a shape of .2, 3. needs 10 bytes, found 5"),
         (changed(SHAPES, "<i", -2), r"Wemb: a shape of \[-2, 3\] needs"),
+        (
+            struct.pack("<6Q", 1, 1, 2, 0x404, 65, 4) + b"w\0" + struct.pack("<65i", *65 * [1]) + bytes(8 + 4),
+            "w: expected at most 4 dimensions, found 65",
+        ),
         (DATA.replace(TWO, bytes(4)), r"Wemb: expected a multiplier above 0, found 0\.0"),
         (DATA.replace(b"enc-depth", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff"), "special:model.yml is garbled"),
         (DATA.replace(b"special", b"spatial"), "holds no special:model.yml"),

@@ -19,6 +19,7 @@ from attn_jax.convert.tensors import Tensors
 from attn_jax.convert.torch_file import read_torch_file
 from attn_jax.functional.positions import sinusoidal_positions
 from attn_jax.models.protocol import BOS_ID, IMPOSSIBLE
+from attn_jax.nn.settings import check_types
 from attn_jax.storage import manifest
 from attn_jax.storage.files import IntegrityError, read_json
 from attn_jax.storage.model_folder import DTYPES, read_tensors
@@ -33,6 +34,31 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu",
 }
 """Theirs and ours."""
+
+SIZES = {
+    "d_model": "d_model",
+    "encoder_layers": "encoder_layers",
+    "decoder_layers": "decoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "decoder_num_heads": "decoder_attention_heads",
+    "decoder_ffn_dim": "decoder_ffn_dim",
+    "max_src_len": "max_position_embeddings",
+}
+"""Ours and theirs."""
+
+TYPES = {
+    **dict.fromkeys(SIZES.values(), "int"),
+    "vocab_size": "int",
+    "decoder_vocab_size": "int | None",
+    "activation_function": "str",
+    "dropout": "float",
+    "attention_dropout": "float",
+    "tie_word_embeddings": "bool",
+    "share_encoder_decoder_embeddings": "bool",
+    "scale_embedding": "bool",
+}
+"""Of what is read in ``config.json``."""
 
 SPECIAL = ("<pad>", None, "</s>", "<unk>")
 """Their tokens for our ids 0, 1, 2 and 3; the second is whatever their decoder starts from."""
@@ -91,6 +117,10 @@ def read_marian(folder: str | Path) -> MarianModel:
     if not isinstance(config, dict) or config.get("model_type") != "marian":
         found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
         raise ConversionError(f"{folder / 'config.json'}: expected model_type 'marian', found {found!r}")
+    try:
+        check_types(TYPES, {name: config[name] for name in TYPES if name in config})
+    except ValueError as error:
+        raise ConversionError(f"{folder / 'config.json'}: {error}") from None
     shared = config.get("share_encoder_decoder_embeddings", True)
     src_ids = _vocabulary(folder / "vocab.json", config.get("vocab_size"))
     tgt_ids = src_ids
@@ -107,9 +137,12 @@ def read_marian(folder: str | Path) -> MarianModel:
         Pieces(_tokens(ids, order), _read(folder / name))
         for ids, order, name in zip((src_ids, tgt_ids), orders, ("source.spm", "target.spm"), strict=True)
     )
-    where, generation = folder / "generation_config.json", {"forced_eos_token_id": tgt_ids["</s>"]} | config
-    if where.is_file():
+    where, generation = folder / "config.json", {"forced_eos_token_id": tgt_ids["</s>"]} | config
+    if (folder / "generation_config.json").is_file():
+        where = folder / "generation_config.json"
         generation = read_json(where)
+        if not isinstance(generation, dict):
+            raise ConversionError(f"{where}: expected an object, found {type(generation).__name__}; fetch it again")
     return MarianModel(
         settings,
         marian_params(tensors, settings, *orders, where=str(folder)),
@@ -175,23 +208,15 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def _settings(config: Mapping[str, Any], where: Path, src_size: int, tgt_size: int) -> dict[str, Any]:
     """Settings of `attn_jax.models.transformer.TransformerConfig`."""
-    theirs = {
-        "d_model": "d_model",
-        "encoder_layers": "encoder_layers",
-        "decoder_layers": "decoder_layers",
-        "num_heads": "encoder_attention_heads",
-        "ffn_dim": "encoder_ffn_dim",
-        "decoder_num_heads": "decoder_attention_heads",
-        "decoder_ffn_dim": "decoder_ffn_dim",
-        "max_src_len": "max_position_embeddings",
-    }
-    if missing := sorted({*theirs.values(), "activation_function"} - set(config)):
+    if missing := sorted({*SIZES.values(), "activation_function"} - set(config)):
         raise ConversionError(f"{where}: lacks {', '.join(missing)}; fetch the file again")
+    if small := [name for name in SIZES.values() if config[name] < 1]:
+        raise ConversionError(f"{where}: {small[0]} must be at least 1, found {config[small[0]]}")
     if config["activation_function"] not in ACTIVATIONS:
         found = config["activation_function"]
         raise ConversionError(f"{where}: expected activation_function of {', '.join(ACTIVATIONS)}, found {found!r}")
     return {
-        **{ours: config[name] for ours, name in theirs.items()},
+        **{ours: config[name] for ours, name in SIZES.items()},
         "src_vocab_size": src_size,
         "tgt_vocab_size": tgt_size,
         "activation": ACTIVATIONS[config["activation_function"]],

@@ -20,6 +20,8 @@ import numpy as np
 
 OPTIONS = "special:model.yml"
 """The tensor that is no tensor: the options that the model was trained with."""
+MAX_RANK = 4
+"""Dimensions of Marian's tensors (CONST_SHAPE_DIMS)."""
 INT8, FLOAT32, INTGEMM8 = 0x0101, 0x0404, 0x4101
 """The types that are read; a type for one kind of processor (``intgemm8avx512``, ``packed8avx2``) is not among them."""
 
@@ -123,6 +125,8 @@ def _tensor(where: str, name: str, kind: int, shape: tuple[int, ...], data: byte
             f"{where}: is of type {kind:#x}, expected float32 or intgemm8; convert the model with "
             "marian-conv --gemm-type intgemm8 (not a type of one processor) or float32"
         )
+    if len(shape) > MAX_RANK:
+        raise MarianFileError(f"{where}: expected at most {MAX_RANK} dimensions, found {len(shape)}; copy it again")
     size = math.prod(shape)
     needed = 4 * size if kind == FLOAT32 else size + 4 * (kind == INTGEMM8)
     if min(shape, default=1) < 1 or len(data) < needed:

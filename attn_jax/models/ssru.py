@@ -19,7 +19,8 @@ Array = jax.Array | np.ndarray
 class SSRUTransformerConfig(TransformerConfig):
     """As `attn_jax.models.transformer.TransformerConfig`, with the sizes of Bergamot's tiny students by default.
 
-    ``tiny11``: 17 million parameters, half of them embeddings of 32,000 pieces.
+    ``tiny11``: 17 million parameters, half of them embeddings of 32,000 pieces. The epsilon of the layer norms is
+    that of Marian's Transformer (``layerNorm(x, scale, bias, 1e-6f)``, src/layers/generic.h).
     """
 
     d_model: int = 256
@@ -28,7 +29,7 @@ class SSRUTransformerConfig(TransformerConfig):
     encoder_layers: int = 6
     decoder_layers: int = 2
     norm_first: bool = False
-    norm_epsilon: float = 1e-9
+    norm_epsilon: float = 1e-6
     positions: str = "marian"
 
 
