@@ -38,7 +38,7 @@ def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         name,
         entry["precision"],
         f"{entry['ms']:.3g} ({low:.3g} to {high:.3g})",
-        f"{entry['ratio']:.2f}",
+        number(entry["ratio"], ".2f"),
         number(entry.get("floor_percent"), ".0f"),
         number(entry["first_s"], ".1f"),
         number(entry["compile_s"], ".1f"),
@@ -56,8 +56,8 @@ def goals_table(goals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Grid:
     """Every goal of every row: met, missed, or nothing to tell."""
     words = {True: "met", False: "MISSED", None: "not measured"}
     rows = [
-        (title, goal["what"], f"{goal['goal']:g}", number(goal["found"], ".2f"), words[goal["met"]])
-        for title, each in goals.items()
+        (goal.get("contest", row), goal["what"], f"{goal['goal']:g}", number(goal["found"], ".2f"), words[goal["met"]])
+        for row, each in goals.items()
         for goal in each
     ]
     return Grid("goals", ("", "what", "goal", "found", "verdict"), rows)
@@ -67,7 +67,7 @@ def draw(contests: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Time of everybody over ours, a panel a contest; a line where ours is."""
     figure, axes = new_figure(math.ceil(len(contests) / 2), min(2, len(contests)), width=6.4, height=2.2)
     for ax, (title, found) in zip(axes.flat, contests.items(), strict=False):
-        measured = {name: entry["ratio"] for name, entry in found["contenders"].items() if "ms" in entry}
+        measured = {name: entry["ratio"] for name, entry in found["contenders"].items() if entry.get("ratio")}
         names = list(measured)[::-1]
         colors = [COLORS[0] if name.startswith(OURS) else COLORS[1] for name in names]
         bars = ax.barh(names, [measured[name] for name in names], color=colors)

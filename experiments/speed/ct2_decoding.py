@@ -10,7 +10,7 @@ from ctranslate2.specs import TransformerSpec
 
 from attn_jax import TransformerConfig
 from attn_jax.functional.positions import sinusoidal_positions
-from experiments.speed.measure import Work
+from experiments.speed.measure import Work, cores
 from experiments.speed.work import Data
 
 
@@ -22,7 +22,8 @@ def searching(config: TransformerConfig, data: Data, *, beam: int, steps: int, c
         model.validate()
         model.optimize()
         model.save(folder)
-        translator = ctranslate2.Translator(folder, compute_type=compute_type, inter_threads=1)
+        threads = {"inter_threads": 1, "intra_threads": cores()}
+        translator = ctranslate2.Translator(folder, compute_type=compute_type, **threads)
     sources = [[words[word] for word in row[:length]] for row, length in zip(data.src, data.src_lengths, strict=True)]
     options = {"max_decoding_length": steps, "min_decoding_length": steps, "max_batch_size": 0}
     return Work(lambda: translator.translate_batch(sources, beam_size=beam, **options))

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax import Batch, Seq2Seq, Transformer, TransformerConfig, beam_search, greedy
-from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, compiled_work, count_operations
+from experiments.speed.measure import (
+    OURS,
+    Contender,
+    Contest,
+    Goal,
+    Work,
+    compiled_work,
+    count_operations,
+    load_torch,
+    on_cpu,
+)
 from experiments.speed.work import TINY, Data, Sizes, draw, our_config
 
 STEPS = 25
@@ -75,14 +85,16 @@ def ours(model: Any, data: Data, *, beam: int, steps: int) -> Work:
     """Encoding and search as one jitted function of parameters and batch."""
     batch = data.as_batch()
     params = jax.jit(model.init)(jax.random.key(0), batch)
+    sources = batch.replace(tgt=None, tgt_mask=None, tgt_index=None)
+    return compiled_work(partial(search, model, beam=beam, steps=steps), params, sources)
 
-    def search(params: Any, batch: Batch) -> Any:
-        state = model.apply(params, batch, steps, method="start")
-        step = lambda tokens, state: model.apply(params, tokens, state, method="step")  # noqa: E731
-        rules = {"max_len": steps, "min_len": steps}
-        return greedy(step, state, **rules) if beam == 1 else beam_search(step, state, beam=beam, **rules)
 
-    return compiled_work(search, params, batch.replace(tgt=None, tgt_mask=None, tgt_index=None))
+def search(model: Any, params: Any, batch: Batch, *, beam: int, steps: int) -> Any:
+    """Hypotheses of ``steps`` tokens for every sentence."""
+    state = model.apply(params, batch, steps, method="start")
+    step = lambda tokens, state: model.apply(params, tokens, state, method="step")  # noqa: E731
+    rules = {"max_len": steps, "min_len": steps}
+    return greedy(step, state, **rules) if beam == 1 else beam_search(step, state, beam=beam, **rules)
 
 
 def search_operations(model: Any, data: Data, beam: int, steps: int) -> float:
@@ -102,6 +114,7 @@ def search_operations(model: Any, data: Data, beam: int, steps: int) -> float:
 
 def torch_search(sizes: Sizes, data: Data, **options: Any) -> Work:
     """PyTorch, imported only when it is asked for."""
+    load_torch()
     from experiments.speed import torch_decoding
 
     return torch_decoding.searching(sizes, data, **options)
@@ -109,6 +122,7 @@ def torch_search(sizes: Sizes, data: Data, **options: Any) -> Work:
 
 def ct2_search(config: TransformerConfig, data: Data, **options: Any) -> Work:
     """CTranslate2, imported only when it is asked for."""
+    on_cpu("ctranslate2")
     from experiments.speed import ct2_decoding
 
     return ct2_decoding.searching(config, data, **options)

@@ -1,4 +1,7 @@
-"""LSTM and GRU layers, forward and backward, against Flax, Keras with the JAX backend, and PyTorch."""
+"""LSTM and GRU layers, forward and backward, against Flax, Keras with the JAX backend, and PyTorch.
+
+``torch.compile`` is not measured: it leaves ``nn.LSTM`` and ``nn.GRU`` as they are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from attn_jax import RecurrentLayer
-from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, compiled_work, count_operations
+from experiments.speed.measure import (
+    OURS,
+    Contender,
+    Contest,
+    Goal,
+    Work,
+    compiled_work,
+    count_operations,
+    load_torch,
+)
 
 SIZES = ((64, 20, 256), (64, 50, 512), (32, 200, 256), (128, 20, 1024))
 QUICK_SIZES = ((4, 5, 8),)
@@ -48,8 +60,6 @@ def contest(layer: Layer, precision: str) -> Contest:
     peers = {"flax nn.RNN": in_flax, "keras (JAX)": in_keras, "torch": in_torch}
     contenders = [Contender(OURS, precision, partial(ours, layer, precision))]
     contenders += [Contender(name, precision, partial(build, layer, precision)) for name, build in peers.items()]
-    compiled = partial(in_torch, layer, precision, compiled=True)
-    contenders.append(Contender("torch.compile", precision, compiled, slow=True))
     goals = [Goal("flax nn.RNN", 1.3), Goal("keras (JAX)", 1.3)] if precision == "float32" else []
     title = f"{layer.cell.upper()} layer {layer[1:]}, forward and backward, {precision}"
     return Contest(title, contenders, operations(layer), goals, seconds=8)
@@ -105,21 +115,19 @@ def in_keras(layer: Layer, precision: str) -> Work:
     return gradient_work(apply, variables[0], layer)
 
 
-def in_torch(layer: Layer, precision: str, *, compiled: bool = False) -> Work:
+def in_torch(layer: Layer, precision: str) -> Work:
     """PyTorch's fused layer; bfloat16 through autocast."""
-    import torch
-
+    torch = load_torch()
     from experiments.speed.torch_translator import autocast
 
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[layer.cell]
     module = kind(layer.width, layer.width, batch_first=True)
-    run = torch.compile(module) if compiled else module
     inputs, d_outputs = (torch.from_numpy(array) for array in layer.draw())
     inputs.requires_grad_()
 
     def call() -> None:
         with autocast(precision):
-            outputs = run(inputs)[0]
+            outputs = module(inputs)[0]
         outputs.backward(d_outputs.to(outputs.dtype))
         module.zero_grad(set_to_none=True)
         inputs.grad = None

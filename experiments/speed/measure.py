@@ -27,6 +27,7 @@ from experiments.runner import Grid
 OURS = "attn_jax"
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1e6
+TOO_LARGE = "does not fit"
 
 
 class Work(NamedTuple):
@@ -54,10 +55,25 @@ class Contender(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """How many times our time a peer should need; ``ours`` is the name of the contender that is held to it."""
+    """How many times what we need a peer should need.
+
+    Attributes:
+      peer: its name.
+      ratio: theirs over ours, at least.
+      ours: the name of the contender that is held to it.
+      of: ``ms`` or ``memory_mb``.
+    """
 
     peer: str
     ratio: float
+    ours: str = OURS
+    of: str = "ms"
+
+
+class OnlyOurs(NamedTuple):
+    """The goal that a peer does not fit into memory where ``ours`` runs."""
+
+    peer: str
     ours: str = OURS
 
 
@@ -70,13 +86,14 @@ class Contest(NamedTuple):
       operations: floating-point operations of the products that the work needs; 0: no floor is given.
       goals: what we want to reach.
       seconds: of measuring, all contenders together.
-      row: its module; with it the peak memory of each contender is measured too, each in a process of its own.
+      row: its module; with it the peak memory of each contender is measured too, each in a process of its own, but not
+        of slow ones.
     """
 
     title: str
     contenders: Sequence[Contender]
     operations: float = 0
-    goals: Sequence[Goal] = ()
+    goals: Sequence[Goal | OnlyOurs] = ()
     seconds: float = 30.0
     row: str = ""
 
@@ -95,12 +112,13 @@ class Section(NamedTuple):
 def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, np.ndarray]:
     """Calls the works in turn, a different one first in each round, until the time is up and there are enough rounds.
 
-    Short works are called several times a turn, so that a turn takes at least 20 ms, and before each turn the threads
-    of the one before are given 10 ms to fall asleep.
+    A first call of each tells how often a turn calls it: short works several times, so that a turn takes at least 20
+    ms. A first call of more than a second is a measurement already. Before each turn the threads of the one before are
+    given 10 ms to fall asleep.
 
     Args:
       works: what to call, by name; already warm.
-      seconds: for all of them together.
+      seconds: for all of them together, first calls included.
       least: rounds at least, unless they take four times as long; one in any case.
 
     Returns:
@@ -109,26 +127,36 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
     if not works:
         return {}
     names, repeats, times = list(works), {}, {name: [] for name in works}
-    for name, call in works.items():
-        began = time.perf_counter()
-        call()
-        repeats[name] = max(1, math.ceil(0.02 / (time.perf_counter() - began)))
     collects, start, turn = gc.isenabled(), time.perf_counter(), 0
+
+    def enough() -> bool:
+        spent, rounds = time.perf_counter() - start, min(map(len, times.values()))
+        return rounds > 0 and spent >= seconds and (rounds >= least or spent >= 4 * seconds)
+
     gc.disable()
     try:
-        while (spent := time.perf_counter() - start) < seconds or (turn < least and spent < 4 * seconds) or not turn:
+        for name in names:
+            once = _seconds_of(works[name], 1)
+            repeats[name] = max(1, math.ceil(0.02 / once))
+            if once > 1:
+                times[name].append(once)
+        while not enough():
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                time.sleep(0.01)
-                began = time.perf_counter()
-                for _ in range(repeats[name]):
-                    works[name]()
-                times[name].append((time.perf_counter() - began) / repeats[name])
+                times[name].append(_seconds_of(works[name], repeats[name]))
             gc.collect()
             turn += 1
     finally:
         if collects:
             gc.enable()
     return {name: np.array(found) for name, found in times.items()}
+
+
+def _seconds_of(call: Callable[[], Any], repeats: int) -> float:
+    time.sleep(0.01)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - began) / repeats
 
 
 def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False) -> dict[str, Any]:
@@ -158,7 +186,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             entry["missing"] = f"{error}"
             continue
         except MemoryError as error:
-            entry["failed"] = f"does not fit: {error}"
+            entry["failed"] = f"{TOO_LARGE}: {error}"
             continue
         except Exception as error:
             if contender.name == OURS:
@@ -168,6 +196,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         first[contender.name] = time.perf_counter() - began
         works[contender.name] = work.call
         entry |= {"memory_mb": work.memory_mb, "compile_s": work.compile_s}
+    slow = {contender.name for contender in contest.contenders if contender.slow}
     times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5)
     ours = float(np.median(times[OURS])) if OURS in times else None
     for name, seconds in times.items():
@@ -181,22 +210,28 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         }
         if contest.operations and entry["precision"] in rates:
             entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
-        if contest.row and not quick:
+        if contest.row and not quick and name not in slow:
             entry["peak_mb"] = in_child("peak", row=contest.row, contest=contest.title, contender=name).get("peak_mb")
     return {"contenders": found, "goals": verdicts(found, contest.goals), "operations": contest.operations}
 
 
-def verdicts(found: Mapping[str, Mapping[str, Any]], goals: Sequence[Goal]) -> list[dict[str, Any]]:
+def verdicts(found: Mapping[str, Mapping[str, Any]], goals: Sequence[Goal | OnlyOurs]) -> list[dict[str, Any]]:
     """What became of the goals of a contest.
 
     >>> verdicts({"attn_jax": {"ms": 2.0}, "torch": {"ms": 3.0}}, [Goal("torch", 1.25)])
     [{'what': 'torch / attn_jax', 'goal': 1.25, 'found': 1.5, 'met': True}]
     """
-    times = [(goal, found[goal.peer].get("ms"), found[goal.ours].get("ms")) for goal in goals]
-    return [
-        verdict(f"{goal.peer} / {goal.ours}", goal.ratio, peer / ours if peer and ours else None)
-        for goal, peer, ours in times
-    ]
+    return [_verdict_of(goal, found[goal.peer], found[goal.ours]) for goal in goals]
+
+
+def _verdict_of(goal: Goal | OnlyOurs, peer: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(goal, OnlyOurs):
+        too_large = peer.get("failed", "").startswith(TOO_LARGE)
+        told = "ms" in ours and ("ms" in peer or too_large)
+        return verdict(f"{goal.ours} runs, {goal.peer} does not fit", 1, float(too_large) if told else None)
+    theirs, own = peer.get(goal.of), ours.get(goal.of)
+    what = f"{goal.peer} / {goal.ours}{', memory' if goal.of == 'memory_mb' else ''}"
+    return verdict(what, goal.ratio, theirs / own if theirs and own else None)
 
 
 def verdict(what: str, goal: float, found: float | None, *, at_most: bool = False) -> dict[str, Any]:
@@ -278,6 +313,34 @@ def executable_mb(compiled: Any) -> float:
     return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / MB
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_cpu(peer: str) -> None:
+    """Checks that JAX runs where a peer that is measured on CPU runs.
+
+    Raises:
+      ImportError: if it does not; a contest reports the peer as missing.
+    """
+    if (backend := jax.default_backend()) != "cpu":
+        raise ImportError(f"{peer} is measured on CPU only; JAX runs on {backend} here")
+
+
+def load_torch() -> Any:
+    """PyTorch on CPU with a thread for each core.
+
+    Raises:
+      ImportError: if it is not installed, or JAX runs elsewhere.
+    """
+    on_cpu("torch")
+    import torch
+
+    torch.set_num_threads(cores())
+    return torch
+
+
 def free_mb(share: float = 0.7) -> float:
     """A share of the memory that is free on this machine now; infinite where that is not known."""
     try:
@@ -304,7 +367,10 @@ def in_child(task: str, *, environment: Mapping[str, str] | None = None, **argum
 
 def last_json(done: subprocess.CompletedProcess) -> dict[str, Any]:
     """The last line that a process printed, which is JSON; ``{"failed": reason}`` if the process failed."""
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return {"failed": lines[-1][:200] if lines else f"exit code {done.returncode}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return {"failed": complaint(done)} if done.returncode else json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def complaint(done: subprocess.CompletedProcess) -> str:
+    """Why a process failed: the last line of its errors, or its exit code if there is none."""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1][:200] if lines else f"exit code {done.returncode}"

@@ -28,7 +28,7 @@ from attn_jax import Translator
 from attn_jax.convert.bergamot import PACKAGE, ConversionError, installed_student
 from experiments.runner import as_rich
 from experiments.speed import board
-from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, compete
+from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, compete, cores
 
 NAME = f"{PACKAGE}:en-pt"
 COUNT = 200
@@ -144,11 +144,6 @@ def eight_bits(count: int) -> Work:
 
     ask(json.dumps([settings, cores(), text]))
     return Work(call)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,12 @@ from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Data, Sizes
 def autocast(precision: str) -> contextlib.AbstractContextManager:
     """PyTorch's own mixed precision, or nothing for float32."""
     return torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else contextlib.nullcontext()
+
+
+def compiled_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` for the shapes at hand, with nothing left of what was compiled before."""
+    torch.compiler.reset()
+    return torch.compile(function, dynamic=False)
 
 
 class Attention(nn.Module):
@@ -113,7 +120,7 @@ def training(sizes: Sizes, data: Data, *, compiled: bool = False, packed: bool =
         features = model.decode(tgt, values, padding, hidden, cell)
         return model.loss(features, tgt, index if packed else None)
 
-    decoder: Callable[..., Tensor] = torch.compile(after_encoder) if compiled else after_encoder
+    decoder: Callable[..., Tensor] = compiled_alone(after_encoder) if compiled else after_encoder
 
     def call() -> None:
         with autocast(sizes.precision):

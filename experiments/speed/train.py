@@ -6,7 +6,7 @@ import dataclasses
 from functools import partial
 
 from experiments.speed import flax_translator
-from experiments.speed.measure import OURS, Contender, Contest, Goal, Work
+from experiments.speed.measure import OURS, Contender, Contest, Goal, Work, load_torch
 from experiments.speed.work import TINY, Data, Sizes, draw, our_training, training_operations
 
 GOALS = {
@@ -47,6 +47,7 @@ def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
 
 def torch_training(sizes: Sizes, data: Data, **options: bool) -> Work:
     """PyTorch, imported only when it is asked for."""
+    load_torch()
     from experiments.speed import torch_translator
 
     return torch_translator.training(sizes, data, **options)
