@@ -1,6 +1,8 @@
-"""The translator of `experiments.speed.work` as it is usually written in Flax: every product inside the loop.
+"""The translator of `experiments.speed.work` as it is usually written in Flax, the cell's products inside the loop.
 
-The loop is ``nn.scan``, or unrolled in Python as in Dive into Deep Learning; the encoder is ``nn.RNN`` both ways.
+Additive attention projects its keys once, before the loop, and general attention projects the query, so that no step
+projects all values. The loop is ``nn.scan``, or unrolled in Python as in Dive into Deep Learning; the encoder is
+``nn.RNN`` both ways.
 """
 
 from __future__ import annotations
@@ -20,17 +22,16 @@ class Step(nn.Module):
     sizes: Sizes
 
     @nn.compact
-    def __call__(self, carry, embedded, values, mask):
-        """``embedded [batch, embed]`` to logits ``[batch, vocab]``."""
+    def __call__(self, carry, embedded, keys, values, mask):
+        """``embedded [batch, embed]`` to logits ``[batch, vocab]``; ``keys`` are projected for additive attention."""
         sizes, (state, fed) = self.sizes, carry
         state, hidden = nn.OptimizedLSTMCell(sizes.decoder)(state, jnp.concatenate([embedded, fed], -1))
-        additive = sizes.attention == "additive"
-        keys = nn.Dense(sizes.decoder, use_bias=additive, name="key")(values)
-        if additive:
+        if sizes.attention == "additive":
             query = nn.Dense(sizes.decoder, name="query")(hidden)
             scores = nn.Dense(1, name="v")(jnp.tanh(query[:, None] + keys))[..., 0]
         else:
-            scores = jnp.einsum("bd,bkd->bk", hidden, keys)
+            query = nn.Dense(2 * sizes.encoder, use_bias=False, name="query")(hidden)
+            scores = jnp.einsum("be,bke->bk", query, keys)
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e9))
         context = jnp.einsum("bk,bkd->bd", weights, values)
         fed = jnp.tanh(nn.Dense(sizes.decoder, name="readout")(jnp.concatenate([hidden, context], -1)))
@@ -51,6 +52,7 @@ class Translator(nn.Module):
         layers = [nn.RNN(nn.GRUCell(sizes.encoder), return_carry=True) for _ in range(2)]
         both = nn.Bidirectional(*layers, return_carry=True)
         carries, values = both(embedded, seq_lengths=src_lengths)
+        keys = nn.Dense(sizes.decoder)(values) if sizes.attention == "additive" else values
         last = jnp.concatenate(carries, -1)
         hidden, cell = jnp.tanh(nn.Dense(sizes.decoder)(last)), nn.Dense(sizes.decoder)(last)
         inputs = nn.Embed(sizes.vocab, sizes.embed)(jnp.pad(tgt[:, :-1], ((0, 0), (1, 0)), constant_values=1))
@@ -58,12 +60,12 @@ class Translator(nn.Module):
         if self.unrolled:
             step, logits = Step(sizes), []
             for t in range(tgt.shape[1]):
-                carry, now = step(carry, inputs[:, t], values, mask)
+                carry, now = step(carry, inputs[:, t], keys, values, mask)
                 logits.append(now)
             return jnp.stack(logits, axis=1)
-        axes = {"in_axes": (1, nn.broadcast, nn.broadcast), "out_axes": 1}
+        axes = {"in_axes": (1, nn.broadcast, nn.broadcast, nn.broadcast), "out_axes": 1}
         scan = nn.scan(Step, variable_broadcast="params", split_rngs={"params": False}, **axes)
-        return scan(sizes)(carry, inputs, values, mask)[1]
+        return scan(sizes)(carry, inputs, keys, values, mask)[1]
 
 
 def training(sizes: Sizes, data: Data, *, unrolled: bool = False) -> Work:
