@@ -7,6 +7,7 @@ sentences in the same batches, and a model of the same sizes.
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -25,11 +26,14 @@ from attn_jax.data.parallel import read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS
 from attn_jax.training.step import init_state, make_optimizer, make_train_step
-from experiments.speed.measure import ROOT, in_child, last_json
+from experiments.speed.measure import ROOT, complaint, in_child, last_json
 from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Sizes, our_config
 
 BATCHES, BATCH, SHAPES = 100, 64, 8
 PIECES = 6000
+MODEL = ("attention=general", "dropout=0.0", "share_embeddings=false", "tie_embeddings=false", "embed_dim=256")
+"""What `attn-jax train` is told, so that its model is the one that Joey NMT trains."""
+
 JOEY = (
     "import json, joeynmt; from importlib.metadata import version; print(json.dumps({'version': version('joeynmt')}))"
 )
@@ -205,7 +209,7 @@ def run_joey(python: str, config: Path) -> str:
     command = [python, "-m", "joeynmt", "train", str(config), "--skip-test"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=config.parent)
     if done.returncode:
-        raise RuntimeError(f"joeynmt failed: {done.stderr.strip().splitlines()[-1][:200]}")
+        raise RuntimeError(f"joeynmt failed: {complaint(done)}")
     return done.stdout + done.stderr
 
 
@@ -218,22 +222,34 @@ def joey_throughput(python: str, config: Path) -> float:
 
 
 def whole_epoch(python: str, data: Path) -> dict[str, Mapping[str, float]]:
-    """Seconds of one epoch of Multi30k with one greedy validation, everything included: start, data, checkpoints.
+    """One epoch of Multi30k with one greedy validation, everything included: start, data, checkpoints.
 
-    Ours starts from text and trains its subwords too; Joey NMT gets them ready.
+    Ours starts from text, trains its subwords too, and compiles without a cache; Joey NMT gets its pieces ready. They
+    train the same model, each in batches of its own kind: ours hold 2,048 tokens of both sides, padding included, in
+    buckets of similar length, Joey NMT's 64 pairs.
+
+    Returns:
+      ``seconds`` by name.
+
+    Raises:
+      RuntimeError: if one of them fails.
     """
     names = [data / f"multi30k/{part}.{side}.gz" for part in ("train", "val") for side in ("de", "en")]
     flags = ("--src", "--tgt", "--valid-src", "--valid-tgt")
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
+        seconds = {}
         for precision in ("float32", "bfloat16"):
             files = [argument for pair in zip(flags, map(str, names), strict=True) for argument in pair]
             out = ["--out", f"{folder}/{precision}", "--epochs", "1", "--precision", precision]
-            settings = ["--set", "attention=general", "--set", "dropout=0.0", "--vocab-size", str(PIECES)]
+            settings = [argument for setting in MODEL for argument in ("--set", setting)]
+            settings += ["--vocab-size", str(PIECES)]
+            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
             began = time.perf_counter()
             command = [sys.executable, "-m", "attn_jax", "train", *files, *out, *settings]
-            subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-            found[f"attn_jax {precision}"] = {"seconds": time.perf_counter() - began}
+            done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
+            if done.returncode:
+                raise RuntimeError(f"attn-jax train failed: {complaint(done)}")
+            seconds[f"attn_jax {precision}"] = time.perf_counter() - began
         texts = {part: read_parallel(*names[2 * i : 2 * i + 2]) for i, part in enumerate(("train", "dev"))}
         vocabulary = SubwordVocabulary.train([*texts["train"].src, *texts["train"].tgt], vocab_size=PIECES)
         for part, text in texts.items():
@@ -243,5 +259,5 @@ def whole_epoch(python: str, data: Path) -> dict[str, Mapping[str, float]]:
         config = joey_config(Path(folder), vocabulary, "train", validation_freq=updates, updates=updates)
         began = time.perf_counter()
         run_joey(python, config)
-        found["joeynmt"] = {"seconds": time.perf_counter() - began}
-    return found
+        seconds["joeynmt"] = time.perf_counter() - began
+    return {"seconds": seconds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from experiments.speed import epoch
 from experiments.speed.measure import Section, verdict
 
 PACKAGES = ("torch", "keras", "ctranslate2")
-BATCH_GOALS = {"attn_jax bfloat16": 4.0, "attn_jax float32": 2.8}
+GOALS = {"attn_jax bfloat16": 4.0, "attn_jax float32": 2.8}
+"""How many times as fast as Joey NMT, over the fixed batches and over an epoch."""
 
 
 def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = False) -> Section:
@@ -37,19 +39,40 @@ def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = Fal
     elif quick:
         numbers["joeynmt"] = {"missing": "left out of a quick run"}
     else:
-        numbers["joeynmt"] = epoch.compare(joey, data)
-        tables.append(throughput_table(numbers["joeynmt"]))
+        numbers["joeynmt"] = attempt(epoch.compare, joey, data)
         if whole_epoch:
-            numbers["whole_epoch"] = epoch.whole_epoch(joey, data)
-            tables.append(epoch_table(numbers["whole_epoch"]))
+            numbers["whole_epoch"] = attempt(epoch.whole_epoch, joey, data)
     medians = numbers["joeynmt"].get("medians", {})
+    seconds = numbers.get("whole_epoch", {}).get("seconds", {})
+    if medians:
+        tables.append(throughput_table(numbers["joeynmt"]))
+    if seconds:
+        tables.append(epoch_table(seconds))
     goals = [
         verdict(f"{ours} / joeynmt, tokens/s", goal, medians[ours] / medians["joeynmt"] if medians else None)
-        for ours, goal in BATCH_GOALS.items()
+        for ours, goal in GOALS.items()
     ]
-    if "missing" in numbers["joeynmt"]:
-        tables.append(Grid("Joey NMT", ("", "why"), [("missing", numbers["joeynmt"]["missing"])]))
+    goals += [
+        verdict(f"joeynmt / {ours}, an epoch", goal, seconds["joeynmt"] / seconds[ours] if seconds else None)
+        for ours, goal in GOALS.items()
+    ]
+    absent = [
+        (what, kind, numbers[what][kind])
+        for what in ("joeynmt", "whole_epoch")
+        for kind in ("missing", "failed")
+        if kind in numbers.get(what, {})
+    ]
+    if absent:
+        tables.append(Grid("Joey NMT", ("", "", "why"), absent))
     return Section(numbers, tables, goals)
+
+
+def attempt(measure: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What a measurement finds, or ``{"failed": reason}``: one that fails leaves the others alone."""
+    try:
+        return measure(*args)
+    except (RuntimeError, OSError) as error:
+        return {"failed": f"{error}"}
 
 
 def version(package: str) -> str | None:
@@ -72,10 +95,7 @@ def throughput_table(found: dict[str, Any]) -> Grid:
     return Grid(f"{epoch.BATCHES} fixed batches of {epoch.BATCH}, target tokens/s", columns, rows)
 
 
-def epoch_table(found: dict[str, Any]) -> Grid:
-    """Seconds of a whole epoch, and how many times ours Joey NMT takes."""
-    rows = [
-        (name, f"{of['seconds']:,.0f}", f"{found['joeynmt']['seconds'] / of['seconds']:.2f}")
-        for name, of in found.items()
-    ]
+def epoch_table(seconds: Mapping[str, float]) -> Grid:
+    """Seconds of a whole epoch, and how many times as long Joey NMT takes."""
+    rows = [(name, f"{of:,.0f}", f"{seconds['joeynmt'] / of:.2f}") for name, of in seconds.items()]
     return Grid("one epoch of Multi30k with validation, start and data included", ("", "seconds", "x joeynmt"), rows)
