@@ -1,9 +1,8 @@
 """``python -m experiments.speed [ROW ...] [--quick] [--out DIR]``: the speed scoreboard.
 
 Rows: layer, train, decode, attention, start, padding, scale, peers, students; without one, all of them. Contenders do
-the same work on the same data at a stated precision, take turns in one process with the same threads, and medians are
-compared; "% of floor" is the time that the products alone would take at the best rate of a matrix product measured at
-the start.
+the same work on the same data at a stated precision, with a thread for each core, take turns, and medians are compared;
+"% of floor" is the time that the products alone would take at the best rate of a matrix product measured at the start.
 Peers come from the ``bench`` extra; Joey NMT needs an environment of its own, ``--joey PYTHON`` names its interpreter.
 A machine that does anything else beside this measures that.
 """
@@ -21,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from attn_jax import save_figure
@@ -28,14 +28,14 @@ from attn_jax.__main__ import ALLOCATOR
 from attn_jax.training.environment import environment
 from experiments.runner import as_rich, compile_quickly, load, plain
 from experiments.speed import board, peers, scale
-from experiments.speed.measure import Section, compete, product_rates
+from experiments.speed.measure import Section, compete, cores, product_rates
 
 ROWS = ("layer", "train", "decode", "attention", "start", "padding", "scale", "peers", "students")
 SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS", "OMP_NUM_THREADS", "KERAS_BACKEND")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """The command line; gives the goals by contest."""
+    """The command line; gives what became of the goals of each row."""
     parser = argparse.ArgumentParser(prog="python -m experiments.speed", description="Our speed beside our peers'.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds, to see that it works")
@@ -64,18 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         files = save(options.out, row, section, rates, seconds, options.quick)
         console.print(f"{row}: {seconds:.0f} s; {', '.join(map(str, files))}")
-        goals |= section.numbers["goals"] if "contests" in section.numbers else {row: section.goals}
+        goals[row] = section.goals
     console.print(as_rich(board.goals_table(goals)))
     return goals
 
 
 def compete_all(module: Any, rates: Mapping[str, float], quick: bool, console: Console) -> Section:
     """Every contest of a row, printed as soon as it is measured."""
-    contests = {}
+    contests, goals = {}, []
     for contest in module.contests(quick):
-        contests[contest.title] = compete(contest, rates, quick=quick)
-        console.print(as_rich(board.contest_table(contest.title, contests[contest.title])))
-    return Section({"contests": contests, "goals": {title: found["goals"] for title, found in contests.items()}}, [])
+        found = contests[contest.title] = compete(contest, rates, quick=quick)
+        goals += [{"contest": contest.title, **goal} for goal in found.pop("goals")]
+        console.print(as_rich(board.contest_table(contest.title, found)))
+    return Section({"contests": contests}, [], goals)
 
 
 def save(out: Path, row: str, section: Section, rates: Mapping[str, float], seconds: float, quick: bool) -> list[Path]:
@@ -89,7 +90,8 @@ def save(out: Path, row: str, section: Section, rates: Mapping[str, float], seco
         "numbers": section.numbers,
         "goals": section.goals,
     }
-    text = json.dumps(plain(record), indent=2, ensure_ascii=False)
+    record = json.loads(json.dumps(plain(record)), parse_constant=lambda _: None)  # JSON has no NaN
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     (out / f"{row}.json").write_text(text + "\n", encoding="utf-8")
     figure = None
     if "contests" in section.numbers:
@@ -104,7 +106,8 @@ def machine() -> dict[str, Any]:
     versions = {name: peers.version(name) for name in peers.PACKAGES}
     load_average = os.getloadavg() if hasattr(os, "getloadavg") else None
     settings = {name: os.environ.get(name) for name in SETTINGS}
-    return environment() | {"processor": processor(), "peers": versions, "load": load_average, "settings": settings}
+    found = {"processor": processor(), "threads": cores(), "peers": versions}
+    return environment() | found | {"load": load_average, "settings": settings}
 
 
 def processor() -> str:
@@ -120,6 +123,8 @@ if __name__ == "__main__":
         # The allocator that the command line runs with serves every contender alike.
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    # Compilations are seen in full. Children that are to find one cached name a folder of their own.
+    jax.config.update("jax_enable_compilation_cache", False)
     with tempfile.TemporaryDirectory() as empty:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # so that compilations of torch.compile are seen in full too
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
         main()
