@@ -1,28 +1,37 @@
 """Nothing is made for CPU alone: the training step and the search lower for every platform, without host callbacks."""
 
+from functools import partial
+
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig, beam_search
+from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig, beam_search, greedy, sample
+from attn_jax.functional import dot_product_attention_chunked
 from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
-from tests.jaxprs import equations
+from tests.jaxprs import assert_products_accumulate_in_float32, equations
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def recurrent(**options):
+    sizes = {"embed_dim": 4, "encoder_hidden": 4, "decoder_hidden": 8, "dropout": 0.1}
+    return Seq2Seq(Seq2SeqConfig(src_vocab_size=9, tgt_vocab_size=9, **sizes, **options))
+
+
 MODELS = {
-    "recurrent": Seq2Seq(
-        Seq2SeqConfig(src_vocab_size=9, tgt_vocab_size=9, embed_dim=4, encoder_hidden=4, decoder_hidden=8, dropout=0.1)
-    ),
+    "recurrent": recurrent(),
+    "recurrent, bfloat16": recurrent(precision="bfloat16"),
     "transformer": Transformer(
         TransformerConfig(src_vocab_size=9, tgt_vocab_size=9, d_model=8, num_heads=2, ffn_dim=8, encoder_layers=1)
     ),
 }
 
 
-def batch_of_two():
-    words, index = np.full((2, 5), 4, np.int32), np.arange(10, dtype=np.int32)
+def batch_of_two(length=5):
+    words, index = np.full((2, length), 4, np.int32), np.arange(2 * length, dtype=np.int32)
     return Batch(words, words > 0, words, words > 0, index)
 
 
@@ -48,24 +57,56 @@ def test_the_training_step_lowers_for_every_platform(model):
     check(update, state, params)
 
 
+@pytest.mark.parametrize("search", [greedy, partial(beam_search, beam=3), partial(sample, rng=jax.random.key(2))])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_the_search_lowers_for_every_platform(model):
+def test_the_search_lowers_for_every_platform(model, search):
     batch = batch_of_two()
 
-    def search(params, batch):
+    def run(params, batch):
         variables = {"params": params}
         state = model.apply(variables, batch, 6, method="start")
         step = lambda tokens, state: model.apply(variables, tokens, state, method="step")  # noqa: E731
-        return beam_search(step, state, beam=3, max_len=6)
+        return search(step, state, max_len=6)
 
-    check(search, shapes_of(model, batch), batch)
+    check(run, shapes_of(model, batch), batch)
+
+
+def test_attention_over_long_sentences_lowers_for_every_platform():
+    arrays = [jax.ShapeDtypeStruct((1, 8, 2, 4), jnp.float32)] * 3
+    attend = partial(dot_product_attention_chunked, causal=True, block_q=4, block_k=4)
+    check(jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv)), argnums=(0, 1, 2)), *arrays)
+
+
+def gradient_of(model, batch):
+    """The gradient of a training step, and shapes to trace it with."""
+    gradient, _ = make_train_step(model, make_optimizer(OptimizerConfig(), 100)).jitted
+    return gradient, (
+        shapes_of(model, batch),
+        jax.ShapeDtypeStruct((), jnp.int32),
+        batch,
+        jax.random.key(1),
+        None,
+        None,
+    )
 
 
 def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back():
     """Both ways: two encoder directions; the decoder's state, fed features, scores, context and two readouts."""
-    model, batch = MODELS["recurrent"], batch_of_two()
-    gradient, _ = make_train_step(model, make_optimizer(OptimizerConfig(), 100)).jitted
-    args = shapes_of(model, batch), jax.ShapeDtypeStruct((), jnp.int32), batch, jax.random.key(1), None, None
+    gradient, args = gradient_of(recurrent(), batch_of_two())
     loops = [eqn for eqn in equations(jax.make_jaxpr(gradient)(*args)) if eqn.primitive.name == "scan"]
     products = [sum(eqn.primitive.name == "dot_general" for eqn in equations(loop.params["jaxpr"])) for loop in loops]
     assert sorted(products) == [1, 1, 1, 1, 6, 6]
+
+
+def test_no_product_of_a_training_step_sums_in_bfloat16():
+    gradient, args = gradient_of(recurrent(precision="bfloat16"), batch_of_two())
+    assert assert_products_accumulate_in_float32(gradient, *args) > 12
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_longer_sentences_are_no_larger_program(model):
+    sizes = set()
+    for length in (5, 50):
+        gradient, args = gradient_of(model, batch_of_two(length))
+        sizes.add(len(list(equations(jax.make_jaxpr(gradient)(*args)))))
+    assert len(sizes) == 1

@@ -18,7 +18,7 @@ from attn_jax.functional.products import PRECISIONS
 from attn_jax.models.protocol import Batch, DecodeState, StepOutput, check_source, check_target, shift_right
 from attn_jax.nn.dropout import Dropout
 from attn_jax.nn.settings import check_at_least_one, check_one_of, check_share
-from attn_jax.nn.transformer import ACTIVATIONS, DecoderBlock, TransformerEncoder
+from attn_jax.nn.transformer import ACTIVATIONS, DecoderBlock, TransformerEncoder, run_blocks
 
 Array = jax.Array | np.ndarray
 
@@ -60,6 +60,8 @@ class TransformerConfig:
         and 19.4, 15.9 and 15.1 % for each of three blocks alone. (Garg et al., 2019, arXiv:1909.02074, find the last
         but one best in deep models.)
       precision: ``float32``, or ``bfloat16`` for the operands of the products.
+      remat: trains by one loop over the blocks that keeps only their inputs for backward, which computes each block
+        once more: less memory for more time, and the compilation of one block a side.
     """
 
     src_vocab_size: int
@@ -83,6 +85,7 @@ class TransformerConfig:
     max_src_len: int | None = None
     alignment_layer: int | None = None
     precision: str = "float32"
+    remat: bool = False
 
     def __post_init__(self):
         """Checks names and ranges."""
@@ -157,7 +160,7 @@ class Transformer(nn.Module):
         self.tgt_embed = (
             self.src_embed if c.share_embeddings else nn.Embed(c.tgt_vocab_size, c.d_model, embedding_init=embedding)
         )
-        self.encoder = TransformerEncoder(c.encoder_layers, c.block)
+        self.encoder = TransformerEncoder(c.encoder_layers, c.block, c.remat)
         self.decoder = [self.block_type(**c.decoder_block) for _ in range(c.decoder_layers)]
         if c.norm_first:
             self.decoder_norm = nn.LayerNorm(c.norm_epsilon)
@@ -229,10 +232,9 @@ class Transformer(nn.Module):
         inputs = shift_right(batch.tgt)
         positions = self.config.encodings(inputs.shape[1])
         outputs = self._embed(self.tgt_embed, inputs, positions, deterministic)
-        weights = []
-        for block in self.decoder:
-            outputs, looked = block(outputs, source, batch.tgt_mask, batch.src_mask, deterministic=deterministic)
-            weights.append(looked)
+        rng = self.make_rng("dropout") if self.config.remat and not deterministic else None
+        arrays, options = (source, batch.tgt_mask, batch.src_mask), {"deterministic": deterministic}
+        outputs, weights = run_blocks(self.decoder, outputs, *arrays, remat=self.config.remat, rng=rng, **options)
         maps = {"encoder": list(jnp.moveaxis(encoder_weights, 1, 0))}
         if weights[0].own is not None:
             maps["decoder"] = [w.own for w in weights]

@@ -7,7 +7,7 @@ whole sequence under a causal mask, or one step against a cache; the numbers are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Bool, Float, Integer
 
 from attn_jax.functional.masks import causal_mask, expand_mask
@@ -201,16 +202,63 @@ class EncoderBlock(TransformerBlock):
         return self.feed_forward(outputs, deterministic), weights
 
 
+def run_blocks(
+    blocks: Sequence[TransformerBlock],
+    outputs: Float[Array, "batch time features"],
+    *arrays: Array | None,
+    remat: bool,
+    rng: Array | None,
+    **options: bool,
+) -> tuple[Float[Array, "batch time features"], list[Any]]:
+    """Runs blocks one after the other.
+
+    Args:
+      blocks: alike, and bound.
+      outputs: of what comes before the blocks, ``[batch, time, features]``.
+      arrays: what every block is given beside it.
+      remat: runs one loop over the stacked parameters instead, which keeps only each block's inputs; backward computes
+        the block once more. One block is compiled, whatever their number.
+      rng: of the dropout of that loop; None without dropout.
+      options: of every block.
+
+    Returns:
+      ``outputs [batch, time, features]``, and the weights of each block.
+
+    References:
+      Chen et al., Training deep nets with sublinear memory cost, 2016, arXiv:1604.06174.
+    """
+    if not remat or blocks[0].is_initializing():
+        weights = []
+        for block in blocks:
+            outputs, looked = block(outputs, *arrays, **options)
+            weights.append(looked)
+        return outputs, weights
+    pure = blocks[0].clone(parent=None, name=None)
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block.variables["params"] for block in blocks))
+    keys = None if rng is None else jax.random.split(rng, len(blocks))
+
+    @jax.checkpoint
+    def one_block(outputs: Array, of_block: tuple[Any, Array | None]) -> tuple[Array, Any]:
+        params, key = of_block
+        rngs = None if key is None else {"dropout": key}
+        return pure.apply({"params": params}, outputs, *arrays, rngs=rngs, **options)
+
+    outputs, weights = lax.scan(one_block, outputs, (params, keys))
+    return outputs, [jax.tree.map(lambda leaf, i=i: leaf[i], weights) for i in range(len(blocks))]
+
+
 class TransformerEncoder(nn.Module):
     """Encoder blocks on top of each other, and with ``norm_first`` a last norm.
 
     Attributes:
       num_layers: how many blocks.
       block: their settings, the attributes of `TransformerBlock` by name.
+      remat: see `run_blocks`.
     """
 
     num_layers: int
     block: Mapping[str, Any]
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -232,11 +280,10 @@ class TransformerEncoder(nn.Module):
         Returns:
           ``outputs [batch, time, features]``, and ``weights [batch, layers, heads, time, time]`` or None.
         """
-        outputs, weights = inputs, []
-        for index in range(self.num_layers):
-            block = EncoderBlock(**self.block, name=f"block_{index}")
-            outputs, looked = block(outputs, mask, deterministic=deterministic, return_weights=return_weights)
-            weights.append(looked)
+        blocks = [EncoderBlock(**self.block, name=f"block_{index}") for index in range(self.num_layers)]
+        rng = self.make_rng("dropout") if self.remat and not deterministic else None
+        options = {"deterministic": deterministic, "return_weights": return_weights}
+        outputs, weights = run_blocks(blocks, inputs, mask, remat=self.remat, rng=rng, **options)
         if self.block.get("norm_first"):
             outputs = nn.LayerNorm(self.block.get("norm_epsilon", EncoderBlock.norm_epsilon), name="norm")(outputs)
         return outputs, jnp.stack(weights, axis=1) if return_weights else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attn_jax import Seq2Seq
+from attn_jax import Seq2Seq, Transformer, TransformerConfig
 from experiments.runner import COLORS, Grid, new_figure
 from experiments.speed import decode
 from experiments.speed.measure import OURS, Section, Work, alternate, free_mb, in_child
@@ -23,12 +23,14 @@ SWEEPS: dict[str, tuple[Mapping[str, Any], Sequence[int]]] = {
     "width": ({}, (64, 256, 1024)),
     "vocabulary": ({}, (1000, 4000, 16_000, 64_000)),
     "layers": ({}, (1, 2, 4)),
+    "layers, Transformer": ({"batch": 32}, (1, 2, 4, 8)),
     "beam": ({"batch": 32}, (1, 4, 16, 32)),
 }
 """By what grows: how the other sizes differ from those of the training row, and the values."""
 
 QUICK = {"length": (4, 8)}
 DEVICES = (1, 2)
+REMAT_LENGTHS = (100, 400, 1600)
 
 
 def sizes_of(sweep: str, value: int, base: Sizes) -> Sizes:
@@ -57,7 +59,8 @@ def run(quick: bool = False) -> Section:
     found = {"sweeps": sweeps, "exponents": grown}
     if not quick:
         found["devices"] = {width: [on_devices(count, width) for count in DEVICES] for width in (64, 256)}
-        tables.append(devices_table(found["devices"]))
+        found["remat"] = {length: [remat_memory(length, remat) for remat in (False, True)] for length in REMAT_LENGTHS}
+        tables += [devices_table(found["devices"]), remat_table(found["remat"])]
     return Section(found, tables)
 
 
@@ -70,7 +73,8 @@ def point(sweep: str, value: int, base: Sizes, quick: bool) -> dict[str, Any]:
         build = partial(decode.ours, Seq2Seq(our_config(sizes)), data, beam=value, steps=steps)
         tokens = sizes.batch * steps
     else:
-        build, tokens = partial(our_training, sizes, data), data.tokens
+        model = transformer(sizes) if "Transformer" in sweep else None
+        build, tokens = partial(our_training, sizes, data, model=model), data.tokens
     try:
         work: Work = build()
         if (work.memory_mb or 0) > free_mb():
@@ -87,6 +91,19 @@ def point(sweep: str, value: int, base: Sizes, quick: bool) -> dict[str, Any]:
         "compile_s": work.compile_s,
         "memory_mb": work.memory_mb,
     }
+
+
+def transformer(sizes: Sizes, **options: Any) -> Transformer:
+    """A Transformer of as many words and layers, 256 wide."""
+    words, layers = {"src_vocab_size": sizes.vocab, "tgt_vocab_size": sizes.vocab}, sizes.layers
+    blocks = {"encoder_layers": layers, "decoder_layers": layers, "dropout": 0.0}
+    return Transformer(TransformerConfig(**words, **blocks, **options))
+
+
+def remat_memory(length: int, remat: bool) -> float:
+    """Megabytes that a training step of a Transformer holds, three blocks a side; it is compiled, and not run."""
+    sizes = Sizes(batch=4, src_len=length, tgt_len=length, vocab=1000, layers=3)
+    return our_training(sizes, draw(sizes), model=transformer(sizes, remat=remat)).memory_mb
 
 
 def exponents(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -138,6 +155,14 @@ def devices_table(devices: Mapping[int, Sequence[Mapping[str, Any]]]) -> Grid:
         for width, each in devices.items()
     ]
     return Grid("training step, ms, by encoder width", ("", *(f"{count} devices" for count in DEVICES)), rows)
+
+
+def remat_table(found: Mapping[int, Sequence[float]]) -> Grid:
+    """Memory of a training step against length, and the exponents in the last row."""
+    rows = [(f"{length:,}", *(f"{mb:,.0f}" for mb in each)) for length, each in found.items()]
+    grown = [slope([(length, each[column]) for length, each in found.items()]) for column in range(2)]
+    title = "memory of a training step against length, MB, Transformer, 3 + 3 blocks, 4 sentences"
+    return Grid(title, ("", "kept", "rematerialised"), [*rows, ("exponent", *(f"{each:.2f}" for each in grown))])
 
 
 def draw_sweeps(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], grown: Mapping[str, Mapping[str, float]]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -119,15 +119,16 @@ def our_config(sizes: Sizes) -> Seq2SeqConfig:
     )
 
 
-def our_training(sizes: Sizes, data: Data, *, mesh: Mesh | None = None) -> Work:
+def our_training(sizes: Sizes, data: Data, *, model: Any = None, mesh: Mesh | None = None) -> Work:
     """Our training step: a gradient and an update, as `attn_jax.training.step.make_train_step` runs them.
 
     Args:
       sizes: of the model.
       data: the batch.
+      model: another one than the translator of ``sizes``.
       mesh: devices, on one axis, that share the sentences of the batch; None: one device.
     """
-    model, batch = Seq2Seq(our_config(sizes)), data.as_batch()
+    model, batch = model or Seq2Seq(our_config(sizes)), data.as_batch()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip=CLIP), 1000)
     state, rng = init_state(model, optimizer, batch, jax.random.key(0)), jax.random.key(1)
     if mesh is not None:

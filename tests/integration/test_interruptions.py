@@ -80,14 +80,13 @@ def test_signals_at_any_time(text, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     cli.main(command(text, whole))  # and fills the compilation cache
 
-    for delay in (0.05, 0.7):
-        process = begin(command(text, parts))
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=PATIENCE)
-        started = process.returncode != -signal.SIGINT and "Fatal Python error: init" not in error  # else too early
-        assert not started or (process.returncode, error) == (130, "attn-jax: interrupted\n"), (out, error)
-        assert not saved(parts)
+    process = begin(command(text, parts))
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=PATIENCE)
+    python_alone = process.returncode in (1, -signal.SIGINT) and "attn_jax" not in error  # before it came to us
+    assert python_alone or (process.returncode, error) == (130, "attn-jax: interrupted\n"), (out, error)
+    assert not saved(parts)
 
     # while it trains: Ctrl-C
     process = begin(command(text, parts, "--overwrite"))
