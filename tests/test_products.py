@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.functional.products import PRECISIONS, bf16_einsum, explicit_equation
-from tests.jaxprs import assert_products_accumulate_in_float32
+from attn_jax.functional.products import PRECISIONS, bf16_einsum, explicit_equation, float32_einsum
+from tests.jaxprs import assert_products_accumulate_in_float32, equations
 
 EQUATIONS = [("bi,io->bo", (3, 4), (4, 5)), ("...i,io->...o", (2, 3, 4), (4, 5)), ("bti,oi->bto", (2, 3, 4), (5, 4))]
 
@@ -114,3 +114,23 @@ def test_jit_equals_eager(rng):
     np.testing.assert_array_equal(
         jax.jit(bf16_einsum, static_argnums=0)("bi,io->bo", a, b), bf16_einsum("bi,io->bo", a, b)
     )
+
+
+def test_the_gradient_of_a_matrix_sums_over_the_first_axis_of_one_operand_alone():
+    a, b = jnp.ones((5, 3, 4)), jnp.ones((4, 6))
+    for einsum in (float32_einsum, bf16_einsum):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda b, einsum=einsum: jnp.sum(jnp.sin(einsum("tbi,io->tbo", a, b)))))(b)
+        sums = [eqn.params["dimension_numbers"][0] for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
+        assert sorted(sums) in ([((0,), (1,)), ((2,), (0,))], [((1,), (0,)), ((2,), (0,))])  # backward, forward
+
+
+def test_a_product_has_forward_mode_and_second_derivatives(x64):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((5, 3, 4)), rng.standard_normal((4, 6))
+    found, expected = (
+        lambda a, b, einsum=einsum: jnp.sum(jnp.sin(einsum("tbi,io->tbo", a, b)))
+        for einsum in (float32_einsum, jnp.einsum)
+    )
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+        both = (jax.jit(derivative(f, argnums=(0, 1)))(a, b) for f in (found, expected))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), *both)

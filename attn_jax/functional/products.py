@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float
 
 Array = jax.Array | np.ndarray
@@ -45,6 +46,37 @@ def explicit_equation(equation: str, a_ndim: int) -> tuple[str, str, str]:
     return a, b, out
 
 
+def _is_matrix(a: str, b: str, out: str) -> bool:
+    """Whether ``b [inputs, outputs]`` multiplies the last axis of ``a``, whose other axes stay as they are."""
+    return a[:-1] == out[:-1] and b == a[-1] + out[-1]
+
+
+@jax.custom_jvp
+def _matrix_product(a: Array, b: Array) -> Array:
+    return jnp.einsum("...i,io->...o", a, b)
+
+
+@partial(_matrix_product.defjvp, symbolic_zeros=True)
+def _matrix_product_jvp(primals, tangents):
+    # What is linear in d_b is only transposed in reverse mode: into a product of a^T, which stands in memory as such,
+    # for the reason in `transposed_product`.
+    (a, b), (d_a, d_b) = primals, tangents
+    out = _matrix_product(a, b)
+    d_out = jnp.zeros_like(out)
+    if not isinstance(d_a, SymbolicZero):
+        d_out += _matrix_product(d_a, b)
+    if not isinstance(d_b, SymbolicZero):
+        across = _across(a)
+        d_out += jnp.einsum("in,io->no", across, jnp.pad(d_b, ((0, 1), (0, 0)))).reshape(out.shape)
+    return out, d_out
+
+
+def _across(a: Array) -> Array:
+    """``a [..., i]`` as ``[i + 1, n]``, the last row zeros."""
+    a = a.reshape(-1, a.shape[-1])
+    return jnp.concatenate([a.T, jnp.zeros((1, len(a)), a.dtype)])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _bf16_product(equation: str, a: Array, b: Array) -> Array:
     narrow = jnp.bfloat16
@@ -63,7 +95,7 @@ def _bf16_backward(equation: str, residuals, d_out: Array):
     a, b, out = explicit_equation(equation, narrow_a.ndim)
     d_out = d_out.astype(jnp.bfloat16)
     d_a = jnp.einsum(f"{out},{b}->{a}", d_out, narrow_b, preferred_element_type=jnp.float32)
-    if a[:-1] == out[:-1] and b == a[-1] + out[-1]:
+    if _is_matrix(a, b, out):
         d_b = transposed_product(partial(jnp.einsum, preferred_element_type=jnp.float32), narrow_a, d_out)
     else:
         d_b = jnp.einsum(f"{a},{out}->{b}", narrow_a, d_out, preferred_element_type=jnp.float32)
@@ -92,9 +124,7 @@ def transposed_product(einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, 
       >>> transposed_product(jnp.einsum, jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0], [10.0]])).tolist()
       [[31.0], [42.0]]
     """
-    a, d = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])
-    left = jnp.concatenate([a.T, jnp.zeros((1, len(a)), a.dtype)])
-    return einsum("in,no->io", left, d)[:-1]
+    return einsum("in,no->io", _across(a), d.reshape(-1, d.shape[-1]))[:-1]
 
 
 def float32_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ..."]) -> Float[Array, " ..."]:
@@ -117,7 +147,10 @@ def float32_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ...
       Array(257., dtype=float32)
     """
     wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
-    return jnp.einsum(equation, a.astype(wide), b.astype(wide))
+    a, b = a.astype(wide), b.astype(wide)
+    if _is_matrix(*explicit_equation(equation, a.ndim)):
+        return _matrix_product(a, b)
+    return jnp.einsum(equation, a, b)
 
 
 def bf16_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ..."]) -> Float[Array, " ..."]:
