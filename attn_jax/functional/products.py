@@ -46,9 +46,9 @@ def explicit_equation(equation: str, a_ndim: int) -> tuple[str, str, str]:
     return a, b, out
 
 
-def _is_matrix(a: str, b: str, out: str) -> bool:
+def is_matrix(a: str, b: str, out: str) -> bool:
     """Whether ``b [inputs, outputs]`` multiplies the last axis of ``a``, whose other axes stay as they are."""
-    return a[:-1] == out[:-1] and b == a[-1] + out[-1]
+    return len(b) == 2 and a[:-1] == out[:-1] and b == a[-1:] + out[-1:]
 
 
 @jax.custom_jvp
@@ -95,7 +95,7 @@ def _bf16_backward(equation: str, residuals, d_out: Array):
     a, b, out = explicit_equation(equation, narrow_a.ndim)
     d_out = d_out.astype(jnp.bfloat16)
     d_a = jnp.einsum(f"{out},{b}->{a}", d_out, narrow_b, preferred_element_type=jnp.float32)
-    if _is_matrix(a, b, out):
+    if is_matrix(a, b, out):
         d_b = transposed_product(partial(jnp.einsum, preferred_element_type=jnp.float32), narrow_a, d_out)
     else:
         d_b = jnp.einsum(f"{a},{out}->{b}", narrow_a, d_out, preferred_element_type=jnp.float32)
@@ -148,7 +148,7 @@ def float32_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ...
     """
     wide = jnp.promote_types(jnp.result_type(a, b), jnp.float32)
     a, b = a.astype(wide), b.astype(wide)
-    if _is_matrix(*explicit_equation(equation, a.ndim)):
+    if is_matrix(*explicit_equation(equation, a.ndim)):
         return _matrix_product(a, b)
     return jnp.einsum(equation, a, b)
 

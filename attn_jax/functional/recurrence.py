@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float
 
-from attn_jax.functional.products import Einsum, explicit_equation, transposed_product
+from attn_jax.functional.products import Einsum, explicit_equation, is_matrix, transposed_product
 
 Array = jax.Array | np.ndarray
 Step = Callable[[Einsum, Any, Any, Any], tuple[Any, Any]]
@@ -144,7 +144,7 @@ def recurrent_scan(
 def _gradient_over_time(einsum: Einsum, product: _Product, operand: Array, weight: Array, d_product: Array) -> Array:
     """``dW = sum_t operand_t^T d_t``, one product over all steps, at the precision of ``einsum``."""
     a, b, out = product.indices
-    if a[:-1] == out[:-1] and b == a[-1] + out[-1]:
+    if is_matrix(a, b, out):
         return transposed_product(einsum, operand, d_product).astype(weight.dtype)
     time = next(letter for letter in "tTzZ" if letter not in a + b + out)
     _, backward_of = jax.vjp(lambda w: einsum(f"{time}{a},{b}->{time}{out}", operand, w), weight)
