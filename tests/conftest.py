@@ -15,7 +15,7 @@ def pytest_configure(config):
     compile_quickly()
     config.compilation_cache = tempfile.TemporaryDirectory()
     jax.config.update("jax_compilation_cache_dir", config.compilation_cache.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def pytest_unconfigure(config):

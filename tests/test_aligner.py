@@ -210,10 +210,15 @@ def test_guided_loss(x64, family, options):
     """The cross-entropy of the reported attention by hand, and its gradient by finite differences."""
     model, batch, params = make_problem(family, **options)
     params = jax.tree.map(lambda p: 2 * p.astype(jnp.float64), params)
-    weights = model.apply({"params": params}, batch, method="features")[1]
+
+    @jax.jit
+    def run(params):
+        weights = model.apply({"params": params}, batch, method="features")[1]
+        return weights, *(batch_loss(model, params, batch, guided=g) for g in (None, 0.7))
+
+    weights, plain, guided = run(params)
     w = np.asarray(weights if weights.ndim == 3 else weights.mean(1))
     expected = -(np.log(w[0, 0, 1]) + (np.log(w[0, 1, 0]) + np.log(w[0, 1, 2])) / 2 + np.log(w[1, 1, 1])) / 3
-    plain, guided = (batch_loss(model, params, batch, guided=g) for g in (None, 0.7))
     np.testing.assert_allclose(guided.loss - plain.loss, 0.7 * expected * 4, rtol=1e-9)  # 4 target tokens
     assert guided.nll == plain.nll and guided.count == plain.count == 4
 
@@ -239,4 +244,4 @@ def test_what_cannot_be_guided():
         batch_loss(model, params, batch.replace(links=None), guided=0.5)
     model, batch, params = make_problem("recurrent", **RECURRENT, attention=None, input_feeding=False)
     with pytest.raises(ValueError, match="needs a model with attention and batches with links"):
-        batch_loss(model, params, batch, guided=0.5)
+        jax.eval_shape(lambda params: batch_loss(model, params, batch, guided=0.5), params)
