@@ -102,12 +102,13 @@ def save(out: Path, row: str, section: Section, rates: Mapping[str, float], seco
 
 
 def machine() -> dict[str, Any]:
-    """Where this runs: versions, processor, threads, load, and settings that change speed."""
+    """Where this runs: versions, processor, threads, load, and settings that change speed; no paths, to be shown."""
     versions = {name: peers.version(name) for name in peers.PACKAGES}
     load_average = os.getloadavg() if hasattr(os, "getloadavg") else None
     settings = {name: os.environ.get(name) for name in SETTINGS}
-    found = {"processor": processor(), "threads": cores(), "peers": versions}
-    return environment() | found | {"load": load_average, "settings": settings}
+    found = {"processor": processor(), "threads": cores(), "peers": versions, "load": load_average}
+    known = {name: value for name, value in environment().items() if name not in ("command", "platform")}
+    return known | found | {"system": f"{platform.system()} {platform.machine()}", "settings": settings}
 
 
 def processor() -> str:
