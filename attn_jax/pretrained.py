@@ -63,4 +63,5 @@ def load_student(folder: str | Path, *, precision: str = "float32") -> Parts:
     found = bergamot.read_student(bergamot.installed_student(str(folder)) or folder)
     vocabulary = SubwordVocabulary(found.vocabulary)
     model = build_model(bergamot.FAMILY, {**found.settings, "precision": precision})
-    return Parts(model, jax.tree.map(jnp.asarray, found.params), vocabulary, vocabulary, SearchConfig(beam=1, length_penalty="average"))
+    params, search = jax.tree.map(jnp.asarray, found.params), SearchConfig(beam=1, length_penalty="average")
+    return Parts(model, params, vocabulary, vocabulary, search)
