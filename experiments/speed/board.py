@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def draw(contests: Mapping[str, Mapping[str, Any]]) -> Figure:
         ax.bar_label(bars, [f"{measured[name]:.2f}" for name in names], fontsize=7, padding=2)
         ax.axvline(1, color="black", linewidth=0.6)
         ax.margins(x=0.12)
-        ax.set_title(title, fontsize=8)
+        ax.set_title(textwrap.fill(title, 60), fontsize=8)
         ax.set_xlabel("time / ours", fontsize=8)
         ax.tick_params(labelsize=7)
     for ax in axes.flat[len(contests) :]:
