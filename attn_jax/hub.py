@@ -54,8 +54,6 @@ class Translator:
                 )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
         self.search = search or SearchConfig()
-        self._search = jax.jit(self._search_batch, static_argnames=("config", "max_len", "room", "tree"))
-        self._force = jax.jit(self._force_batch, static_argnames="top_k")
 
     # ------------------------------------------------------------------------------------------------------- on disk
 
@@ -172,7 +170,8 @@ class Translator:
             found = None
             while found is None or not found.settled.all():  # few translations are as long as they may be
                 room = min(room, max_len)
-                found = self._search(
+                found = _search_batch(
+                    self.model,
                     self.params,
                     batch,
                     np.where(src_len > 0, limits, 0).astype(np.int32),
@@ -203,11 +202,6 @@ class Translator:
     def fits(self, text: Sequence[str]) -> list[bool]:
         """Whether each sentence has at most `max_src_len` tokens."""
         return (Sequences.from_texts(text, self.src_vocab).lengths <= self.max_src_len).tolist()
-
-    @property
-    def searches(self) -> int:
-        """How many shapes of search were compiled."""
-        return self._search._cache_size()
 
     def check_language_tokens(self, text: Sequence[str]) -> None:
         """A sentence may begin with ``>>xx<<`` only if the source vocabulary has that very piece.
@@ -258,22 +252,6 @@ class Translator:
             raise ValueError(f"a prefix of {longest} tokens leaves no room in max_len {max_len}; raise max_len")
         return prefixes
 
-    def _search_batch(self, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
-        return search(
-            config,
-            numbers,
-            partial(self.model.apply, {"params": params}, method="step"),
-            self.model.apply({"params": params}, batch, room, method="start"),
-            max_len=max_len,
-            room=room,
-            sentence_ids=sentence_ids,
-            return_tree=tree,
-            src_mask=batch.src_mask,
-            active=batch.src_mask.any(-1),
-            row_max_len=limits,
-            prefix=prefix,
-        )
-
     def _translation(self, found: Any, row: int, rank: int, src_ids: np.ndarray) -> Translation:
         length = int(found.lengths[row, rank])
         ids = found.tokens[row, rank, :length]
@@ -321,7 +299,7 @@ class Translator:
             longest = next_length(max(len(targets[index]) for index in rows))
             empty = np.full(batch.src.shape[0] - len(rows), -1)
             tgt_ids, tgt_mask = targets.padded(np.concatenate([rows, empty]), longest)
-            forced = self._force(self.params, batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask), top_k=top_k)
+            forced = _force_batch(self.model, self.params, batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask), top_k=top_k)
             forced = jax.device_get(forced)
             for row, index in enumerate(rows):
                 ids, src_ids = targets[index], sources[index]
@@ -335,16 +313,41 @@ class Translator:
                 )
         return results
 
-    def _force_batch(self, params: Any, batch: Batch, top_k: int):
-        state = self.model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
-        step = partial(self.model.apply, {"params": params}, method="step")
-        return forced_decode(step, state, batch.tgt, batch.tgt_mask, top_k=top_k)
-
     def _alternatives(self, forced: Any, row: int, length: int) -> tuple[tuple[tuple[str, float], ...], ...]:
         return tuple(
             tuple((token_strings(self.tgt_vocab, [i])[0], float(p)) for i, p in zip(ids, log_probs, strict=True))
             for ids, log_probs in zip(forced.top_tokens[row, :length], forced.top_log_probs[row, :length], strict=True)
         )
+
+
+@partial(jax.jit, static_argnames=("model", "config", "max_len", "room", "tree"))
+def _search_batch(model, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
+    return search(
+        config,
+        numbers,
+        partial(model.apply, {"params": params}, method="step"),
+        model.apply({"params": params}, batch, room, method="start"),
+        max_len=max_len,
+        room=room,
+        sentence_ids=sentence_ids,
+        return_tree=tree,
+        src_mask=batch.src_mask,
+        active=batch.src_mask.any(-1),
+        row_max_len=limits,
+        prefix=prefix,
+    )
+
+
+def searches() -> int:
+    """How many searches this process has compiled: one for each model, shape and kind of search."""
+    return _search_batch._cache_size()
+
+
+@partial(jax.jit, static_argnames=("model", "top_k"))
+def _force_batch(model, params, batch, *, top_k):
+    state = model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
+    step = partial(model.apply, {"params": params}, method="step")
+    return forced_decode(step, state, batch.tgt, batch.tgt_mask, top_k=top_k)
 
 
 def _padded(prefixes: list[list[int]], rows: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ from attn_jax.data.errors import DataError
 from attn_jax.data.parallel import ParallelText, read_parallel
 from attn_jax.data.subwords import SubwordVocabulary, load_vocabulary
 from attn_jax.data.vocabulary import Vocabulary, WordVocabulary
-from attn_jax.hub import Translator
+from attn_jax.hub import Translator, searches
 from attn_jax.metrics.translation import bleu
 from attn_jax.models.families import build_model
 from attn_jax.run_config import MAY_CHANGE, DataConfig, RunConfig, settled
@@ -152,7 +152,7 @@ def train_on_text(
             translator.save(journal.model, card=model_card(config, translator, metrics), overwrite=True)
 
         on_event("note", {"text": "compiling: the first step of each shape takes some seconds"})
-        started = time.perf_counter()
+        started, searched = time.perf_counter(), searches()
         result = train(
             model,
             batches,
@@ -166,7 +166,7 @@ def train_on_text(
         )
         save(result.params, result.metrics)
         minutes = (time.perf_counter() - started) / 60
-        traces = {**result.traces, "search": translator.searches}
+        traces = {**result.traces, "search": searches() - searched}
         end = {"kind": "end", "minutes": minutes, "averaged": result.averaged, "traces": traces}
         journal.log(result.step, {**end, **result.metrics})
         return translator, result

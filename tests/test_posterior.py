@@ -49,22 +49,26 @@ def model_of(**settings):
 def test_bayes_rule_over_single_words(settings):
     model, params = model_of(**settings)
     step = jax.jit(lambda tokens, state: model.apply({"params": params}, tokens, state, method="step"))
-    state = model.apply({"params": params}, BATCH, 9, method="start")
+
+    @jax.jit
+    def run():
+        state = model.apply({"params": params}, BATCH, 9, method="start")
+        return state, posterior_attention(model, params, BATCH), model.apply({"params": params}, BATCH)[1]
+
+    state, found, prior = run()
     inputs, expected = shift_right(jnp.asarray(TGT)), np.zeros((3, 3, 4))
     for i in range(3):
         usual = step(inputs[:, i, None], state)
         for j in range(4):
-            alone = state.memory._replace(mask=jnp.arange(4)[None, None] == jnp.full((3, 1, 1), j))
-            log_probs = jax.nn.log_softmax(step(inputs[:, i, None], DecodeState(alone, state.dynamic)).logits[:, 0])
-            likelihood = np.exp(np.take_along_axis(np.asarray(log_probs), TGT[:, i, None], axis=1))[:, 0]
+            alone = state.memory._replace(mask=np.tile(np.arange(4) == j, (3, 1, 1)))
+            logits = np.asarray(step(inputs[:, i, None], DecodeState(alone, state.dynamic)).logits[:, 0])
+            likelihood = np.exp(logits[range(3), TGT[:, i]]) / np.exp(logits).sum(-1)
             expected[:, i, j] = usual.weights[:, 0, j] * likelihood
         state = usual.state
     expected[:2] /= expected[:2].sum(-1, keepdims=True)
     expected[2] = 0
-    found = jax.jit(posterior_attention, static_argnums=0)(model, params, BATCH)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (np.asarray(found)[1, :, 2:] == 0).all()
-    _, prior = model.apply({"params": params}, BATCH)
     assert np.abs(np.asarray(prior).reshape(3, -1, 3, 4).mean(1) - expected)[TGT > 0].max() > 0.02
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tests.test_training_step import Echo, EchoConfig, make_batch, make_state
 
 EPOCH = 5
 MODEL = Echo(EchoConfig(dropout=0.3))
+COMPILED = {name: cache(getattr(loop, name)) for name in ("make_optimizer", "make_train_step")}
 
 
 class Source:
@@ -91,6 +93,13 @@ def patch_step(monkeypatch, change):
         return changed
 
     monkeypatch.setattr(loop, "make_train_step", make)
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+    """All runs here train much the same model: what was compiled for one serves the others."""
+    for name, cached in COMPILED.items():
+        monkeypatch.setattr(loop, name, cached)
 
 
 def interrupt_at(monkeypatch, number):

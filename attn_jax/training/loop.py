@@ -20,8 +20,8 @@ from attn_jax.training.meter import Meter
 from attn_jax.training.step import (
     OptimizerConfig,
     TrainState,
+    eval_step,
     init_state,
-    make_eval_step,
     make_optimizer,
     make_train_step,
 )
@@ -327,10 +327,9 @@ def _best_of(journal: Journal, keep: checkpoints.Keep, state: TrainState, evalua
 
 def validation_loss(model: Any) -> Callable[[Any, Sequence[Batch]], dict[str, float]]:
     """``(params, batches) -> {"perplexity", "nll" (nats a token), "accuracy" (of tokens)}``, fed the true tokens."""
-    eval_step = make_eval_step(model)
 
     def measure(params: Any, batches: Sequence[Batch]) -> dict[str, float]:
-        sums = np.sum([[*map(float, eval_step(params, batch))] for batch in batches], axis=0)
+        sums = np.sum([[*map(float, eval_step(model, params, batch))] for batch in batches], axis=0)
         _, nll, correct, count = map(float, sums)
         return {"perplexity": math.exp(min(nll / count, 700)), "nll": nll / count, "accuracy": correct / count}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -101,8 +102,13 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 def init_state(model: Any, optimizer: optax.GradientTransformation, batch: Batch, rng: Array) -> TrainState:
     """Parameters for a model and the shapes of a batch, and an optimizer that has not started."""
-    params = jax.jit(model.init)(rng, batch)["params"]
+    params = _init(model, rng, batch)["params"]
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(model: Any, rng: Array, batch: Batch) -> Any:
+    return model.init(rng, batch)
 
 
 def batch_loss(
@@ -220,6 +226,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Any) -> Callable[[Any, Batch], TokenLoss]:
-    """``eval_step(params, batch)``: the plain loss of a batch, without dropout, always fed the true tokens."""
-    return jax.jit(lambda params, batch: batch_loss(model, params, batch))
+@partial(jax.jit, static_argnums=0)
+def eval_step(model: Any, params: Any, batch: Batch) -> TokenLoss:
+    """The plain loss of a batch, without dropout, always fed the true tokens."""
+    return batch_loss(model, params, batch)

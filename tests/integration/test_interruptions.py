@@ -16,7 +16,7 @@ from attn_jax import cli
 from attn_jax.hub import Translator
 from attn_jax.training import checkpoints, journal
 
-STEPS = 40
+STEPS = 30
 PATIENCE = 300
 """Seconds until a process counts as hung; nothing here takes a tenth of it on a quiet machine."""
 
@@ -105,18 +105,6 @@ def test_signals_at_any_time(text, tmp_path):
     process.send_signal(signal.SIGINT)
     end(process)
     assert step + 2 <= saved(parts) < STEPS
-    step = saved(parts)
-
-    # while it validates, Ctrl-C twice: what is due first after a resume is a validation, once the records are rewound
-    run = journal.Journal(parts)
-    run.log(STEPS, {"kind": "future"})
-    process = begin(command(text, parts, "--resume", "--valid-every", step))
-    wait_for(lambda: b"future" not in (parts / "metrics.jsonl").read_bytes(), process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    end(process)
-    assert saved(parts) == step and not [r for r in run.read_metrics() if r["kind"] == "valid"]
 
     # and nothing of it all is seen in the result
     cli.main(command(text, parts, "--resume"))
@@ -126,4 +114,4 @@ def test_signals_at_any_time(text, tmp_path):
                  for out in (whole, parts)]  # fmt: skip
         assert found[0] == found[1] and STEPS in found[0]
     assert (whole / "samples.txt").read_text() == (parts / "samples.txt").read_text()
-    assert len(json.loads((parts / "environment.json").read_text())) == 4
+    assert len(json.loads((parts / "environment.json").read_text())) == 3
