@@ -344,7 +344,7 @@ def searches() -> int:
 
 
 @partial(jax.jit, static_argnames=("model", "top_k"))
-def _force_batch(model, params, batch, *, top_k):
+def _force_batch(model: Any, params: Any, batch: Batch, *, top_k: int) -> Any:
     state = model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
     step = partial(model.apply, {"params": params}, method="step")
     return forced_decode(step, state, batch.tgt, batch.tgt_mask, top_k=top_k)

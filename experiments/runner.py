@@ -71,10 +71,12 @@ def load(name: str) -> Any:
 def compile_quickly() -> None:
     """Plain kernels and few optimisations, where compilation is most of the time; call it before anything is computed.
 
-    The newer kernels of XLA:CPU take two to three times as long to compile.
+    The newer kernels of XLA:CPU take two to three times as long to compile, and small programs are not worth dividing.
     """
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
     if jax.__version_info__[:2] == (0, 10):  # later ones do not know the flag, and XLA ends a process that gives it
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     jax.config.update("jax_disable_most_optimizations", True)
 
 

@@ -186,7 +186,7 @@ def test_what_a_wrong_first_token_says(search):
             jax.eval_shape(lambda state, first=first: search(step, state, max_len=2, first=jnp.asarray(first)), state)
 
 
-@pytest.mark.parametrize("family", [*ALL, "ssru", "additive"])
+@pytest.mark.parametrize("family", [*ALL, "ssru"])
 def test_attention_is_exact_under_every_rule(family):
     """Of every hypothesis of two diverse groups, and the sums that the members of an ensemble give it."""
     model, variables = model_and_variables(family)

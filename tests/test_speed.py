@@ -72,9 +72,10 @@ def test_works_take_turns_and_the_first_is_another_in_each_round(monkeypatch):
     np.testing.assert_allclose([times[name] for name in "abc"], np.full((3, 5), 0.03))
 
 
-def test_the_first_call_of_more_than_a_second_is_a_measurement(monkeypatch):
-    calls, times = called_in_turn(monkeypatch, 2.0, seconds=1)
-    assert calls == "abc" and [times[name].tolist() for name in "abc"] == [[2.0]] * 3
+@pytest.mark.parametrize(("look", "seconds"), [(2.0, 1), (11.0, 1000)])
+def test_the_first_call_of_more_than_a_second_is_a_measurement(monkeypatch, look, seconds):
+    calls, times = called_in_turn(monkeypatch, look, seconds=seconds)
+    assert calls == "abc" and [times[name].tolist() for name in "abc"] == [[look]] * 3
 
 
 def raising(error):

@@ -113,8 +113,8 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
     """Calls the works in turn, a different one first in each round, until the time is up and there are enough rounds.
 
     A first call of each tells how often a turn calls it: short works several times, so that a turn takes at least 20
-    ms. A first call of more than a second is a measurement already. Before each turn the threads of the one before are
-    given 10 ms to fall asleep.
+    ms. A first call of more than a second is a measurement already, and one of more than ten seconds the only one.
+    Before each turn the threads of the one before are given 10 ms to fall asleep.
 
     Args:
       works: what to call, by name; already warm.
@@ -130,7 +130,7 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
     collects, start, turn = gc.isenabled(), time.perf_counter(), 0
 
     def enough() -> bool:
-        spent, rounds = time.perf_counter() - start, min(map(len, times.values()))
+        spent, rounds = time.perf_counter() - start, min(len(times[name]) for name in names)
         return rounds > 0 and spent >= seconds and (rounds >= least or spent >= 4 * seconds)
 
     gc.disable()
@@ -140,7 +140,8 @@ def alternate(works: Mapping[str, Callable[[], Any]], seconds: float, least: int
             repeats[name] = max(1, math.ceil(0.02 / once))
             if once > 1:
                 times[name].append(once)
-        while not enough():
+        names = [name for name in names if not times[name] or times[name][0] < 10]
+        while names and not enough():
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 times[name].append(_seconds_of(works[name], repeats[name]))
             gc.collect()

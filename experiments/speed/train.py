@@ -34,9 +34,10 @@ def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
         Contender(OURS, precision, partial(our_training, sizes, data)),
         Contender("torch eager", precision, partial(torch_training, sizes, data)),
         Contender("torch.compile", precision, partial(torch_training, sizes, data, compiled=True), slow=True),
-        Contender("torch eager, logits of padding too", precision, partial(torch_training, sizes, data, packed=False)),
     ]
     if precision == "float32":
+        build = partial(torch_training, sizes, data, packed=False)
+        contenders.append(Contender("torch eager, logits of padding too", precision, build))
         for name, unrolled in (("flax nn.scan", False), ("flax unrolled", True)):
             build = partial(flax_translator.training, sizes, data, unrolled=unrolled)
             contenders.append(Contender(name, precision, build, slow=unrolled))
