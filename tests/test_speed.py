@@ -68,14 +68,13 @@ def called_in_turn(monkeypatch, look, **options):
 
 def test_works_take_turns_and_the_first_is_another_in_each_round(monkeypatch):
     calls, times = called_in_turn(monkeypatch, 0.03, seconds=0.5)
-    assert calls == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"  # first how often a turn calls each: once
+    assert calls == "abc" + "aabbcc" + "bbccaa" + "ccaabb" + "aabbcc" + "bbccaa"  # first how often: once, after another
     np.testing.assert_allclose([times[name] for name in "abc"], np.full((3, 5), 0.03))
 
 
-@pytest.mark.parametrize(("look", "seconds"), [(2.0, 1), (11.0, 1000)])
-def test_the_first_call_of_more_than_a_second_is_a_measurement(monkeypatch, look, seconds):
-    calls, times = called_in_turn(monkeypatch, look, seconds=seconds)
-    assert calls == "abc" and [times[name].tolist() for name in "abc"] == [[look]] * 3
+def test_a_first_call_of_more_than_ten_seconds_is_the_only_one(monkeypatch):
+    calls, times = called_in_turn(monkeypatch, 11.0, seconds=1000)
+    assert calls == "abc" and [times[name].tolist() for name in "abc"] == [[11.0]] * 3
 
 
 def raising(error):
