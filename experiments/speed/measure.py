@@ -15,14 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from experiments.runner import Grid
+if TYPE_CHECKING:  # it imports matplotlib, which takes half a second of a start that is measured
+    from experiments.runner import Grid
 
 OURS = "attn_jax"
 ROOT = Path(__file__).resolve().parents[2]
