@@ -90,8 +90,8 @@ def test_bfloat16_products_accumulate_in_float32(kind, matrices):
     assert assert_products_accumulate_in_float32(jax.grad(loss), variables) >= 3 * matrices - 1
     memory, state = decoder.apply(variables, keys, MASK, carry, method="start")
     step = lambda state: decoder.apply(variables, embedded[:, :1], memory, state, method="step")  # noqa: E731
-    of_keys = {"luong": 1, "bahdanau": 1, "heads": 2}[kind]
-    assert assert_products_accumulate_in_float32(step, state) == matrices - of_keys
+    of_source = {"luong": 2, "bahdanau": 1, "heads": 2}[kind]  # once a sentence: keys, values, the readout's context
+    assert assert_products_accumulate_in_float32(step, state) == matrices - of_source
     exact = make(kind).apply(variables, embedded, keys, MASK, carry)[0]
     np.testing.assert_allclose(decoder.apply(variables, embedded, keys, MASK, carry)[0], exact, atol=0.15)
 

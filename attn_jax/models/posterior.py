@@ -27,6 +27,10 @@ class _OneWordEach(Attention):
 
     mechanism: Attention | None = None
 
+    @property
+    def mixes_values(self) -> bool:
+        return self.mechanism.mixes_values
+
     def attend_fn(self, params: Any, query: Array, memory: Memory, einsum: Any = None) -> tuple[Array, None]:
         del query
         return self.mechanism.context_of_each(params, memory, einsum), None

@@ -241,6 +241,11 @@ class MultiHeadAttention(Attention):
     features: int = 128
     num_heads: int = 4
 
+    @property
+    def mixes_values(self) -> bool:
+        """No: the output projection comes after the mixture."""
+        return False
+
     def __post_init__(self):
         """Checks names and ranges."""
         check_at_least_one(self, "features", "num_heads")

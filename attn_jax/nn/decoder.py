@@ -167,7 +167,20 @@ class AttentionDecoder(nn.Module):
         self._check(keys, mask)
         if self.attention is None:
             return None
-        return self.attention.prepare_fn(self.attention.raw_params(), keys, keys, mask)
+        memory = self.attention.prepare_fn(self.attention.raw_params(), keys, keys, mask)
+        if self.folds:
+            matrix = self.raw_params()["readout_context"]
+            memory = memory._replace(values=PRECISIONS[self.precision]("bki,io->bko", memory.values, matrix))
+        return memory
+
+    @property
+    def folds(self) -> bool:
+        """Whether the memory's values are those of the readout: ``(weights @ values) W`` is ``weights @ (values W)``.
+
+        ``W`` then multiplies every source position once, and not every step of every hypothesis.
+        """
+        alone = self.readout == "attentional" and not self.attend_first
+        return alone and self.attention is not None and self.attention.mixes_values
 
     def first_state(self, params: Any, carry: tuple) -> DecoderState:
         """The state before the first step, with a ``q`` axis of 1: the given carries, and zero features."""
@@ -265,7 +278,7 @@ class AttentionDecoder(nn.Module):
         elif self.readout == "attentional":
             features = einsum("bqi,io->bqo", hidden, params["readout_state"]) + params["readout_bias"]
             if self.attention is not None:
-                features = features + einsum("bqi,io->bqo", context, params["readout_context"])
+                features += context if self.folds else einsum("bqi,io->bqo", context, params["readout_context"])
             features = jnp.tanh(features)
         features = features if dropped is None else features * dropped
         return _Output(None, None, weights, features)

@@ -65,6 +65,11 @@ class Attention(nn.Module):
     use_bias: bool = True
     precision: str = "float32"
 
+    @property
+    def mixes_values(self) -> bool:
+        """Whether the context is ``weights @ memory.values`` and no more, so that what is linear may come before it."""
+        return True
+
     def __post_init__(self):
         """Checks names and ranges."""
         check_one_of("normalizer", self.normalizer, NORMALIZERS)
