@@ -1,5 +1,7 @@
 """The translator on a tiny model that was never trained: order, limits, blanks, scores, folders, and bounded traces."""
 
+from unittest import mock
+
 import chex
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from attn_jax.data.vocabulary import WordVocabulary
 from attn_jax.hub import Translator, token_strings
 from attn_jax.models.families import build_model
 from attn_jax.models.protocol import EOS_ID, UNK_ID, Batch
+from attn_jax.nn.attention import ATTENTIONS
 from attn_jax.storage.model_folder import ModelFolderError
 from attn_jax.training import run_folder
 
@@ -120,6 +123,20 @@ def test_every_shape_is_traced_once(monkeypatch):
         translator(text, beam=2, length_penalty=penalty)
         translator.score([line for line in text if line], ["A B C"] + ["A"] * (2 if penalty == 0 else 3))
     assert hub.searches() == before + 1
+
+
+def test_a_mechanism_that_takes_the_place_of_another_is_compiled_anew():
+    class Flat(ATTENTIONS["dot"]):
+        def scores(self, params, query, keys, einsum):
+            return 0 * super().scores(params, query, keys, einsum)
+
+    with mock.patch.dict(ATTENTIONS):
+        ATTENTIONS["mine"] = ATTENTIONS["dot"]
+        translator = make_translator(attention="mine")
+        before = translator.score(["a b c"], ["A"])[0].attention
+        ATTENTIONS["mine"] = Flat
+        np.testing.assert_allclose(translator.score(["a b c"], ["A"])[0].attention, 0.25, rtol=1e-6)
+    assert np.ptp(before) > 1e-3
 
 
 @pytest.mark.parametrize("joint", [True, False])

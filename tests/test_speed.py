@@ -146,10 +146,10 @@ def test_operations_of_a_layer_by_hand():
 def test_operations_of_a_training_step_by_hand():
     data = work.draw(TINY)
     encoder = 2 * (2 * 4 * 5) * 8 * 24
-    keys_and_bridges = 4 * 5 * 16 * 16 + 2 * 4 * 16 * 16
-    decoder = 4 * 4 * (8 * 64 + 2 * 16 * 64 + 2 * 16 * 16) + 2 * (4 * 4 * 5 * 16)
+    of_source = 2 * (4 * 5 * 16 * 16) + 2 * 4 * 16 * 16  # the keys, the values of the readout, the bridges
+    decoder = 4 * 4 * (8 * 64 + 2 * 16 * 64 + 16 * 16) + 2 * (4 * 4 * 5 * 16)
     output = data.tokens * 16 * 40
-    assert work.training_operations(TINY, data) == 3 * 2 * (encoder + keys_and_bridges + decoder + output)
+    assert work.training_operations(TINY, data) == 3 * 2 * (encoder + of_source + decoder + output)
 
 
 # The same work for everybody.
@@ -351,5 +351,5 @@ def test_quick_run(tmp_path, capsys):
 
 
 def test_goals_name_contenders():
-    for contest in [each for row in (layer, train) for each in row.contests(quick=True)]:
+    for contest in [each for row in (attention, decode, layer, train) for each in row.contests()]:
         assert {goal.peer for goal in contest.goals} <= {contender.name for contender in contest.contenders}

@@ -326,16 +326,27 @@ class MultiHeadAttention(Attention):
         return self.attend_fn(self.raw_params(), query, memory, kept=kept, return_weights=return_weights)
 
 
-ATTENTIONS: dict[str, type[Attention]] = {
-    "additive": AdditiveAttention,
-    "concat": ConcatAttention,
-    "dot": DotAttention,
-    "general": GeneralAttention,
-    "local": LocalAttention,
-    "location": LocationAttention,
-    "multihead": MultiHeadAttention,
-    "scaled_dot": ScaledDotProductAttention,
-}
+class _Mechanisms(dict[str, type[Attention]]):
+    """By name; where one takes the place of another, what was compiled for models with that name is forgotten."""
+
+    def __setitem__(self, name: str, mechanism: type[Attention]) -> None:
+        if self.get(name, mechanism) is not mechanism:
+            jax.clear_caches()
+        super().__setitem__(name, mechanism)
+
+
+ATTENTIONS = _Mechanisms(
+    {
+        "additive": AdditiveAttention,
+        "concat": ConcatAttention,
+        "dot": DotAttention,
+        "general": GeneralAttention,
+        "local": LocalAttention,
+        "location": LocationAttention,
+        "multihead": MultiHeadAttention,
+        "scaled_dot": ScaledDotProductAttention,
+    }
+)
 """The mechanisms by name. Add your own here."""
 
 

@@ -100,11 +100,15 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def init_state(model: Any, optimizer: optax.GradientTransformation, batch: Batch, rng: Array) -> TrainState:
     """Parameters for a model and the shapes of a batch, and an optimizer that has not started."""
-    params = model.init(rng, batch)["params"]
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    @jax.jit  # as one program: the optimizer's zeros are many small ones otherwise
+    def start(rng: Array, batch: Batch) -> TrainState:
+        params = model.init(rng, batch)["params"]
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return start(rng, batch)
 
 
 def batch_loss(

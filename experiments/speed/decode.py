@@ -54,7 +54,9 @@ def recurrent(sizes: Sizes, *, beam: int, steps: int) -> Contest:
             slow=True,
         ),
     ]
-    goals = [Goal("torch eager", 1.1)] + ([Goal("torch eager", 2.3, NARROW_OURS)] if beam == 5 else [])
+    goals = [Goal("torch eager", 1.1), Goal("torch.compile", 1.1)] + (
+        [Goal("torch eager", 2.3, NARROW_OURS)] if beam == 5 else []
+    )
     title = f"{name_of(beam)}, {sizes.batch} sentences, {steps} tokens each, recurrent"
     operations = search_operations(model, data, beam, steps)
     return Contest(title, contenders, operations, goals, seconds=15)
