@@ -31,6 +31,9 @@ MAX_SRC_LEN = 1024
 class Translator:
     """A trained model with its vocabularies.
 
+    A search that was compiled for one model serves every translator of an equal one, and is kept as long as the
+    process; ``jax.clear_caches()`` frees them all.
+
     Attributes:
       model: a linen module of one of `attn_jax.models.families.FAMILIES`.
       params: its parameters.
@@ -320,6 +323,11 @@ class Translator:
         )
 
 
+def searches() -> int:
+    """How many searches this process has compiled: one for each model, shape and kind of search."""
+    return _search_batch._cache_size()
+
+
 @partial(jax.jit, static_argnames=("model", "config", "max_len", "room", "tree"))
 def _search_batch(model, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
     return search(
@@ -336,11 +344,6 @@ def _search_batch(model, params, batch, limits, numbers, sentence_ids, prefix, *
         row_max_len=limits,
         prefix=prefix,
     )
-
-
-def searches() -> int:
-    """How many searches this process has compiled: one for each model, shape and kind of search."""
-    return _search_batch._cache_size()
 
 
 @partial(jax.jit, static_argnames=("model", "top_k"))
