@@ -105,6 +105,18 @@ def test_who_is_missing_or_fails_was_not_beaten():
     assert [goal["met"] for goal in found["goals"]] == [True, None]
 
 
+def test_narrow_products_are_not_judged_where_there_are_none():
+    contenders = [
+        Contender(OURS, "bfloat16", lambda: Work(lambda: None)),
+        Contender("plain", "bfloat16", lambda: Work(lambda: None)),
+        Contender("patient", "bfloat16", raising(RuntimeError("called")), slow=True),
+    ]
+    contest = Contest("nothing", contenders, goals=[Goal("plain", 0.0), Goal("patient", 0.0)], seconds=0)
+    found = compete(contest, {"float32": 2e9, "bfloat16": 1e9})
+    assert "no bfloat16 products" in found["contenders"]["patient"]["missing"]
+    assert found["goals"][0]["found"] > 0 and [goal["met"] for goal in found["goals"]] == [None, None]
+
+
 def test_our_own_failure_is_not_a_result():
     with pytest.raises(RuntimeError, match="ours"):
         compete(Contest("nothing", [Contender(OURS, "float32", raising(RuntimeError("ours")))]), RATES, quick=True)

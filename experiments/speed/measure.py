@@ -177,10 +177,11 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
     """
     found: dict[str, dict[str, Any]] = {}
     works, first = {}, {}
+    emulated = rates.get("bfloat16", 0) < rates.get("float32", 0)  # no such products here: nothing to judge
     for contender in contest.contenders:
         entry = found[contender.name] = {"precision": contender.precision}
-        if quick and contender.slow:
-            entry["missing"] = "left out of a quick run"
+        if contender.slow and (quick or emulated and contender.precision == "bfloat16"):
+            entry["missing"] = "left out of a quick run" if quick else "left out: no bfloat16 products here"
             continue
         began = time.perf_counter()
         try:
@@ -217,7 +218,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         if contest.row and not quick and name not in slow:
             entry["peak_mb"] = in_child("peak", row=contest.row, contest=contest.title, contender=name).get("peak_mb")
     goals = verdicts(found, contest.goals)
-    if rates.get("bfloat16", 0) < rates.get("float32", 0):  # narrow products are emulated here: nothing to judge
+    if emulated:
         goals = [
             verdict | ({"met": None} if found[goal.ours]["precision"] == "bfloat16" else {})
             for verdict, goal in zip(goals, contest.goals, strict=True)
