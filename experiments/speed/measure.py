@@ -180,7 +180,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
     emulated = rates.get("bfloat16", 0) < rates.get("float32", 0)  # no such products here: nothing to judge
     for contender in contest.contenders:
         entry = found[contender.name] = {"precision": contender.precision}
-        if contender.slow and (quick or emulated and contender.precision == "bfloat16"):
+        if contender.slow and (quick or (emulated and contender.precision == "bfloat16")):
             entry["missing"] = "left out of a quick run" if quick else "left out: no bfloat16 products here"
             continue
         began = time.perf_counter()
