@@ -338,6 +338,15 @@ def test_json_has_no_nan(tmp_path):
     assert json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))["numbers"] == {"slope": None}
 
 
+def test_a_row_that_fails_leaves_the_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(padding, "run", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["padding", "peers", "--quick", "--out", str(tmp_path)])
+    assert stopped.value.code == 1 and [path.name for path in tmp_path.iterdir()] == ["peers.json"]
+    told = capsys.readouterr()
+    assert "no such option" in told.out and "failed: padding" in told.err
+
+
 def test_the_cheapest_row(tmp_path, capsys):
     goals = main(["padding", "--quick", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "padding.json").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ from attn_jax.__main__ import ALLOCATOR
 from attn_jax.training.environment import environment
 from experiments.runner import as_rich, compile_quickly, load, plain
 from experiments.speed import board, peers, scale
-from experiments.speed.measure import Section, compete, cores, product_rates
+from experiments.speed.measure import Section, compete, cores, emulates_bfloat16, product_rates
 
 ROWS = ("layer", "train", "decode", "attention", "start", "padding", "scale", "peers", "students")
 SETTINGS = ("GLIBC_TUNABLES", "XLA_FLAGS", "OMP_NUM_THREADS", "KERAS_BACKEND")
@@ -48,17 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.quick:
         compile_quickly()
     options.out.mkdir(parents=True, exist_ok=True)
-    console, goals = Console(width=150), {}
+    console, goals, failed = Console(width=150), {}, []
     rates = product_rates(0.1 if options.quick else 2.0)
     console.print("floor: " + ", ".join(f"{rate / 1e9:,.0f} GF/s {precision}" for precision, rate in rates.items()))
     for row in options.rows or ROWS:
         began = time.perf_counter()
-        if row == "peers":
-            section = peers.run(options.quick, joey=options.joey, whole_epoch=options.epoch)
-        elif hasattr(module := load(f"speed.{row}"), "contests"):
-            section = compete_all(module, rates, options.quick, console)
-        else:
-            section = module.run(options.quick)
+        try:
+            section = measure(row, rates, options, console)
+        except Exception:
+            console.print_exception(width=150)
+            failed.append(row)
+            continue
         for table in section.tables:
             console.print(as_rich(table))
         seconds = time.perf_counter() - began
@@ -66,7 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         console.print(f"{row}: {seconds:.0f} s; {', '.join(map(str, files))}")
         goals[row] = section.goals
     console.print(as_rich(board.goals_table(goals)))
+    if failed:
+        parser.exit(1, f"failed: {', '.join(failed)}; the reasons are above, the other rows are in {options.out}\n")
     return goals
+
+
+def measure(row: str, rates: Mapping[str, float], options: argparse.Namespace, console: Console) -> Section:
+    """What one row finds."""
+    if row == "peers":
+        precisions = ("float32",) if emulates_bfloat16(rates) else ("float32", "bfloat16")
+        return peers.run(options.quick, joey=options.joey, whole_epoch=options.epoch, precisions=precisions)
+    if hasattr(module := load(f"speed.{row}"), "contests"):
+        return compete_all(module, rates, options.quick, console)
+    return module.run(options.quick)
 
 
 def compete_all(module: Any, rates: Mapping[str, float], quick: bool, console: Console) -> Section:

@@ -46,7 +46,12 @@ def recurrent(sizes: Sizes, *, beam: int, steps: int) -> Contest:
         Contender(OURS, "float32", partial(ours, model, data, beam=beam, steps=steps)),
         Contender(NARROW_OURS, "bfloat16", partial(ours, Seq2Seq(our_config(narrow)), data, beam=beam, steps=steps)),
         Contender("torch eager", "float32", partial(torch_search, sizes, data, beam=beam, steps=steps)),
-        Contender("torch eager bfloat16", "bfloat16", partial(torch_search, narrow, data, beam=beam, steps=steps)),
+        Contender(
+            "torch eager bfloat16",
+            "bfloat16",
+            partial(torch_search, narrow, data, beam=beam, steps=steps),
+            slow=True,
+        ),
         Contender(
             "torch.compile",
             "float32",
@@ -59,7 +64,7 @@ def recurrent(sizes: Sizes, *, beam: int, steps: int) -> Contest:
     )
     title = f"{name_of(beam)}, {sizes.batch} sentences, {steps} tokens each, recurrent"
     operations = search_operations(model, data, beam, steps)
-    return Contest(title, contenders, operations, goals, seconds=15)
+    return Contest(title, contenders, operations, goals, seconds=10)
 
 
 def transformer(*, beam: int) -> Contest:
@@ -75,7 +80,7 @@ def transformer(*, beam: int) -> Contest:
         Contender("ctranslate2 int8", "int8", partial(ct2_search, wide, data, compute_type="int8", **search)),
     ]
     title = f"{name_of(beam)}, {sizes.batch} sentences, {STEPS} tokens each, Transformer"
-    return Contest(title, contenders, search_operations(Transformer(wide), data, beam, STEPS), seconds=15)
+    return Contest(title, contenders, search_operations(Transformer(wide), data, beam, STEPS), seconds=10)
 
 
 def name_of(beam: int) -> str:

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from attn_jax.data.parallel import read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS
 from attn_jax.training.step import init_state, make_optimizer, make_train_step
-from experiments.speed.measure import ROOT, complaint, in_child, last_json
+from experiments.speed.measure import OURS, ROOT, complaint, in_child, last_json
 from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Sizes, our_config
 
 BATCHES, BATCH, SHAPES = 100, 64, 8
@@ -47,16 +48,14 @@ def joey_version(python: str) -> dict[str, Any]:
         return {"failed": f"{error}"}
 
 
-def compare(python: str, data: Path, runs: int = 3) -> dict[str, Any]:
-    """Target tokens a second over 100 fixed batches, everybody in turn: Joey NMT, and ours at both precisions."""
+def compare(python: str, data: Path, precisions: Sequence[str], runs: int = 3) -> dict[str, Any]:
+    """Target tokens a second over 100 fixed batches, everybody in turn: Joey NMT, and ours at each precision."""
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = write_batches(data, Path(folder))
         config = joey_config(Path(folder), vocabulary, "fixed", updates=BATCHES, shuffle=False)
-        contenders: dict[str, Callable[[], float]] = {
-            "joeynmt": lambda: joey_throughput(python, config),
-            "attn_jax float32": lambda: ours_in_child(Path(folder), "float32"),
-            "attn_jax bfloat16": lambda: ours_in_child(Path(folder), "bfloat16"),
-        }
+        contenders: dict[str, Callable[[], float]] = {"joeynmt": partial(joey_throughput, python, config)}
+        for precision in precisions:
+            contenders[f"{OURS} {precision}"] = partial(ours_in_child, Path(folder), precision)
         found = {name: [] for name in contenders}
         for _ in range(runs):
             for name, measure in contenders.items():
@@ -221,7 +220,7 @@ def joey_throughput(python: str, config: Path) -> float:
     return float(found[1])
 
 
-def whole_epoch(python: str, data: Path) -> dict[str, Mapping[str, float]]:
+def whole_epoch(python: str, data: Path, precisions: Sequence[str]) -> dict[str, Mapping[str, float]]:
     """One epoch of Multi30k with one greedy validation, everything included: start, data, checkpoints.
 
     Ours starts from text, trains its subwords too, and compiles without a cache; Joey NMT gets its pieces ready. They
@@ -238,7 +237,7 @@ def whole_epoch(python: str, data: Path) -> dict[str, Mapping[str, float]]:
     flags = ("--src", "--tgt", "--valid-src", "--valid-tgt")
     with tempfile.TemporaryDirectory() as folder:
         seconds = {}
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             files = [argument for pair in zip(flags, map(str, names), strict=True) for argument in pair]
             out = ["--out", f"{folder}/{precision}", "--epochs", "1", "--precision", precision]
             settings = [argument for setting in MODEL for argument in ("--set", setting)]
@@ -249,7 +248,7 @@ def whole_epoch(python: str, data: Path) -> dict[str, Mapping[str, float]]:
             done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env=environment)
             if done.returncode:
                 raise RuntimeError(f"attn-jax train failed: {complaint(done)}")
-            seconds[f"attn_jax {precision}"] = time.perf_counter() - began
+            seconds[f"{OURS} {precision}"] = time.perf_counter() - began
         texts = {part: read_parallel(*names[2 * i : 2 * i + 2]) for i, part in enumerate(("train", "dev"))}
         vocabulary = SubwordVocabulary.train([*texts["train"].src, *texts["train"].tgt], vocab_size=PIECES)
         for part, text in texts.items():

@@ -59,7 +59,9 @@ def contest(layer: Layer, precision: str) -> Contest:
     """One layer at one precision; goals are for float32."""
     peers = {"flax nn.RNN": in_flax, "keras (JAX)": in_keras, "torch": in_torch}
     contenders = [Contender(OURS, precision, partial(ours, layer, precision))]
-    contenders += [Contender(name, precision, partial(build, layer, precision)) for name, build in peers.items()]
+    for name, build in peers.items():
+        slow = name == "torch" and precision == "bfloat16"
+        contenders.append(Contender(name, precision, partial(build, layer, precision), slow=slow))
     goals = [Goal("flax nn.RNN", 1.3), Goal("keras (JAX)", 1.3)] if precision == "float32" else []
     title = f"{layer.cell.upper()} layer {layer[1:]}, forward and backward, {precision}"
     return Contest(title, contenders, operations(layer), goals, seconds=8)

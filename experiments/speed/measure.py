@@ -177,7 +177,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
     """
     found: dict[str, dict[str, Any]] = {}
     works, first = {}, {}
-    emulated = rates.get("bfloat16", 0) < rates.get("float32", 0)  # no such products here: nothing to judge
+    emulated = emulates_bfloat16(rates)
     for contender in contest.contenders:
         entry = found[contender.name] = {"precision": contender.precision}
         if contender.slow and (quick or (emulated and contender.precision == "bfloat16")):
@@ -272,6 +272,11 @@ def product_rates(seconds: float = 1.0) -> dict[str, float]:
                 found.append(2 * size**3 / (time.perf_counter() - began))
         best[precision] = max(found)
     return best
+
+
+def emulates_bfloat16(rates: Mapping[str, float]) -> bool:
+    """Whether bfloat16 products are slower than float32 here: there are none, and their goals cannot be judged."""
+    return rates.get("bfloat16", 0) < rates.get("float32", 0)
 
 
 def count_operations(function: Callable, *args: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,20 @@ GOALS = {"attn_jax bfloat16": 4.0, "attn_jax float32": 2.8}
 """How many times as fast as Joey NMT, over the fixed batches and over an epoch."""
 
 
-def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = False) -> Section:
+def run(
+    quick: bool = False,
+    *,
+    joey: str | None = None,
+    whole_epoch: bool = False,
+    precisions: Sequence[str] = ("float32", "bfloat16"),
+) -> Section:
     """Versions of the peers; Joey NMT if it is there, with the data of ``ATTN_JAX_DATA``.
 
     Args:
       quick: only looks who is there.
       joey: the Python interpreter of the environment that has Joey NMT; None: this one.
       whole_epoch: also one epoch of Multi30k by each, everything included; it takes tens of minutes.
+      precisions: of ours.
     """
     joey, data = joey or sys.executable, Path(os.environ.get("ATTN_JAX_DATA", ""))
     there = {name: version(name) for name in PACKAGES}
@@ -39,9 +46,9 @@ def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = Fal
     elif quick:
         numbers["joeynmt"] = {"missing": "left out of a quick run"}
     else:
-        numbers["joeynmt"] = attempt(epoch.compare, joey, data)
+        numbers["joeynmt"] = attempt(epoch.compare, joey, data, precisions)
         if whole_epoch:
-            numbers["whole_epoch"] = attempt(epoch.whole_epoch, joey, data)
+            numbers["whole_epoch"] = attempt(epoch.whole_epoch, joey, data, precisions)
     medians = numbers["joeynmt"].get("medians", {})
     seconds = numbers.get("whole_epoch", {}).get("seconds", {})
     if medians:
@@ -49,11 +56,11 @@ def run(quick: bool = False, *, joey: str | None = None, whole_epoch: bool = Fal
     if seconds:
         tables.append(epoch_table(seconds))
     goals = [
-        verdict(f"{ours} / joeynmt, tokens/s", goal, medians[ours] / medians["joeynmt"] if medians else None)
+        verdict(f"{ours} / joeynmt, tokens/s", goal, medians[ours] / medians["joeynmt"] if ours in medians else None)
         for ours, goal in GOALS.items()
     ]
     goals += [
-        verdict(f"joeynmt / {ours}, an epoch", goal, seconds["joeynmt"] / seconds[ours] if seconds else None)
+        verdict(f"joeynmt / {ours}, an epoch", goal, seconds["joeynmt"] / seconds[ours] if ours in seconds else None)
         for ours, goal in GOALS.items()
     ]
     absent = [

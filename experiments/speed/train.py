@@ -43,7 +43,7 @@ def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
             contenders.append(Contender(name, precision, build, slow=unrolled))
     title = f"training step, {sizes}, {precision}"
     row = "train" if (sizes.attention, precision) == ("general", "float32") else ""
-    return Contest(title, contenders, training_operations(sizes, data), goals, seconds=30, row=row)
+    return Contest(title, contenders, training_operations(sizes, data), goals, seconds=20, row=row)
 
 
 def torch_training(sizes: Sizes, data: Data, **options: bool) -> Work:
