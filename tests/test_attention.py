@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,29 @@ def test_chunked_agrees_with_jax(qkv):
     query, key, value = qkv
     found = dot_product_attention_chunked(query, key, value[..., :D], **BLOCKS)
     np.testing.assert_allclose(found, jax.nn.dot_product_attention(query, key, value[..., :D]), atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("capability", ["9.0", "7.5", "gfx90a"])
+def test_cudnn_is_chosen_on_a_gpu_that_has_it(monkeypatch, dtype, capability):
+    calls, jax_attention = [], jax.nn.dot_product_attention
+    array = jnp.ones((1, 4, 1, 8), dtype)
+    expected = dot_product_attention_chunked(array, array, array)
+
+    def attention(query, key, value, *, is_causal, implementation):
+        calls.append(implementation)
+        return jax_attention(query, key, value, is_causal=is_causal)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    # Both ways are traced; this machine, a CPU, runs our own.
+    assert jnp.array_equal(dot_product_attention_chunked(array, array, array), expected)
+    assert calls == (["cudnn"] if dtype == jnp.bfloat16 and capability == "9.0" else [])
+    calls.clear()
+    dot_product_attention_chunked(array, array, array, jnp.ones((1, 4), bool))
+    dot_product_attention_chunked(array[:, :2], array, array, causal=True)
+    assert not calls
 
 
 def test_chunked_refuses_what_does_not_fit(qkv):
