@@ -30,12 +30,13 @@ def contests(quick: bool = False) -> list[Contest]:
 def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
     """One model at one precision; Flax, which has no mixed precision of its own, takes part in float32."""
     data, precision = draw(sizes), sizes.precision
+    narrow = precision == "bfloat16"
     contenders = [
         Contender(OURS, precision, partial(our_training, sizes, data)),
-        Contender("torch eager", precision, partial(torch_training, sizes, data)),
+        Contender("torch eager", precision, partial(torch_training, sizes, data), slow=narrow),
         Contender("torch.compile", precision, partial(torch_training, sizes, data, compiled=True), slow=True),
     ]
-    if precision == "float32":
+    if not narrow:
         build = partial(torch_training, sizes, data, packed=False)
         contenders.append(Contender("torch eager, logits of padding too", precision, build))
         for name, unrolled in (("flax nn.scan", False), ("flax unrolled", True)):
