@@ -227,8 +227,8 @@ def translator_layout(attention):
         *under("attention", "decoder/attention", mechanism),
         *linear("input", "decoder/input", "decoder/bias_0"),
         Rule(("recurrent.weight",), ("decoder/recurrent_0", "decoder/fed"), COLUMNS),
-        Rule(("readout.weight",), ("decoder/readout_state", "decoder/readout_context"), COLUMNS),
-        Rule(("readout.bias",), ("decoder/readout_bias",), ENTRIES),
+        *linear("readout", "decoder/readout_state", "decoder/readout_bias"),
+        *linear("readout_context", "decoder/readout_context", None),
         *linear("output", "output_kernel", "output_bias"),
     )
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for row in options.rows or ROWS:
         began = time.perf_counter()
         try:
-            section = measure(row, rates, options, console)
+            section = run_row(row, rates, options, console)
         except Exception:
             console.print_exception(width=150)
             failed.append(row)
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return goals
 
 
-def measure(row: str, rates: Mapping[str, float], options: argparse.Namespace, console: Console) -> Section:
+def run_row(row: str, rates: Mapping[str, float], options: argparse.Namespace, console: Console) -> Section:
     """What one row finds."""
     if row == "peers":
         precisions = ("float32",) if emulates_bfloat16(rates) else ("float32", "bfloat16")

@@ -39,13 +39,19 @@ def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         name,
         entry["precision"],
         f"{entry['ms']:.3g} ({low:.3g} to {high:.3g})",
-        number(entry["ratio"], ".2f"),
+        spread(entry),
         number(entry.get("floor_percent"), ".0f"),
         number(entry["first_s"], ".1f"),
         number(entry["compile_s"], ".1f"),
         number(entry["memory_mb"], ",.0f"),
         number(entry.get("peak_mb"), ",.0f"),
     )
+
+
+def spread(entry: Mapping[str, Any]) -> str:
+    """The ratio of medians, and the quartiles of the ratios of single rounds where there are several."""
+    quartiles = entry.get("ratio_quartiles")
+    return number(entry["ratio"], ".2f") + (f" ({quartiles[0]:.2f} to {quartiles[1]:.2f})" if quartiles else "")
 
 
 def number(value: float | None, form: str) -> str:
@@ -55,7 +61,7 @@ def number(value: float | None, form: str) -> str:
 
 def goals_table(goals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Grid:
     """Every goal of every row: met, missed, or nothing to tell."""
-    words = {True: "met", False: "MISSED", None: "not measured"}
+    words = {True: "met", False: "MISSED", None: "not judged"}
     rows = [
         (goal.get("contest", row), goal["what"], f"{goal['goal']:g}", number(goal["found"], ".2f"), words[goal["met"]])
         for row, each in goals.items()

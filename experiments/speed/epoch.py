@@ -27,7 +27,7 @@ from attn_jax.data.parallel import read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS
 from attn_jax.training.step import init_state, make_optimizer, make_train_step
-from experiments.speed.measure import OURS, ROOT, complaint, in_child, last_json
+from experiments.speed.measure import OURS, ROOT, complaint, cores, in_child, last_json
 from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Sizes, our_config
 
 BATCHES, BATCH, SHAPES = 100, 64, 8
@@ -205,8 +205,9 @@ def joey_config(folder: Path, vocabulary: SubwordVocabulary, train: str, **train
 
 def run_joey(python: str, config: Path) -> str:
     """Trains with Joey NMT's command line; what it wrote to its log."""
-    command = [python, "-m", "joeynmt", "train", str(config), "--skip-test"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=config.parent)
+    command, threads = [python, "-m", "joeynmt", "train", str(config), "--skip-test"], {"OMP_NUM_THREADS": f"{cores()}"}
+    environment = {**os.environ, **threads}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=config.parent, env=environment)
     if done.returncode:
         raise RuntimeError(f"joeynmt failed: {complaint(done)}")
     return done.stdout + done.stderr

@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
 
 def contests(quick: bool = False) -> list[Contest]:
-    """Every size with both cells in float32; the first size with bfloat16 products too."""
+    """Every size with both cells in float32; the second size with bfloat16 products too."""
     return [
         contest(Layer(cell, *size), precision)
         for cell in (("lstm",) if quick else ("lstm", "gru"))

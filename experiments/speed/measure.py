@@ -181,7 +181,8 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
 
     Returns:
       Plain numbers: by contender milliseconds (median and quartiles), seconds from nothing to the first result and to
-      compile, the ratio to ours, percent of the floor, memory; or why there are none.
+      compile, the ratio to ours (of medians, and its quartiles over the rounds), percent of the floor, memory; or why
+      there are none.
     """
     found: dict[str, dict[str, Any]] = {}
     works, first, known = {}, {}, {}
@@ -225,6 +226,8 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             "first_s": first[name],
             "ratio": ours and median / ours,
         }
+        if ours and name != OURS and len(seconds) == len(times[OURS]) > 2:
+            entry["ratio_quartiles"] = np.quantile(seconds / times[OURS], (0.25, 0.75)).tolist()
         if contest.operations and entry["precision"] in rates:
             entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
         if contest.row and not quick and name not in slow:

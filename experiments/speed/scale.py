@@ -1,9 +1,10 @@
-"""How cost grows: one size at a time, from the sizes of the training row, with the exponent that fits the last half."""
+"""How cost grows: one size at a time, from the sizes of the training row, the exponent of the last three."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,10 +20,10 @@ from experiments.speed.work import TINY, Sizes, draw, our_config, our_training
 SWEEPS: dict[str, tuple[Mapping[str, Any], Sequence[int]]] = {
     "batch": ({}, (8, 64, 256)),
     "length": ({"batch": 8, "vocab": 1000}, (20, 100, 500, 2000)),
-    "length, additive": ({"batch": 8, "vocab": 1000, "attention": "additive"}, (100, 500)),
+    "length, additive": ({"batch": 8, "vocab": 1000, "attention": "additive"}, (20, 100, 500)),
     "width": ({}, (64, 256, 1024)),
     "vocabulary": ({}, (1000, 8000, 64_000)),
-    "layers": ({}, (1, 4)),
+    "layers": ({}, (1, 2, 4)),
     "layers, Transformer": ({"batch": 32}, (1, 4, 8)),
     "beam": ({"batch": 32}, (1, 8, 32)),
 }
@@ -30,7 +31,8 @@ SWEEPS: dict[str, tuple[Mapping[str, Any], Sequence[int]]] = {
 
 QUICK = {"length": (4, 8)}
 DEVICES = (1, 2)
-REMAT_LENGTHS = (200, 1600)
+DEVICE_WIDTHS = (256,)
+REMAT_LENGTHS = (100, 400, 1600)
 
 
 def sizes_of(sweep: str, value: int, base: Sizes) -> Sizes:
@@ -58,7 +60,7 @@ def run(quick: bool = False) -> Section:
     tables = [sweep_table(name, points, grown[name]) for name, points in sweeps.items()]
     found = {"sweeps": sweeps, "exponents": grown}
     if not quick:
-        found["devices"] = {width: [on_devices(count, width) for count in DEVICES] for width in (256,)}
+        found["devices"] = {width: [on_devices(count, width) for count in DEVICES] for width in DEVICE_WIDTHS}
         found["remat"] = {length: [remat_memory(length, remat) for remat in (False, True)] for length in REMAT_LENGTHS}
         tables += [devices_table(found["devices"]), remat_table(found["remat"])]
     return Section(found, tables)
@@ -107,9 +109,8 @@ def remat_memory(length: int, remat: bool) -> float:
 
 
 def exponents(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The slopes of time, compile time and memory on logarithmic axes, over the upper half of the points."""
-    measured = [found for found in points if "ms" in found]
-    upper = measured[-max(2, math.ceil(len(measured) / 2)) :]
+    """The slopes of time, compile time and memory on logarithmic axes, over the last three points."""
+    upper = [found for found in points if "ms" in found][-3:]
     return {key: slope([(found["value"], found[key]) for found in upper]) for key in ("ms", "compile_s", "memory_mb")}
 
 
@@ -126,7 +127,7 @@ def slope(pairs: Iterable[tuple[float, float]]) -> float:
 def on_devices(count: int, width: int) -> dict[str, Any]:
     """A training step over ``count`` CPU devices (elsewhere: over those that are there), in a process of its own."""
     sizes = sizes_of("width", width, Sizes())
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
     return in_child("devices", environment=flags, sizes=dataclasses.asdict(sizes), seconds=2.0)
 
 

@@ -1,6 +1,7 @@
 """Greedy and beam decoding in PyTorch, with the tricks of our own search.
 
-Embedding and input projection folded into one table, a memory that is never repeated over the beam, back-pointers and
+Embedding and input projection folded into one table (beforehand; ours multiplies at each step), the readout's product
+with the values once a sentence, a memory that is never repeated over the beam, back-pointers and
 one walk back instead of moving sequences, the largest of a row in two stages, no gradient bookkeeping.
 """
 
@@ -47,7 +48,7 @@ def searching(sizes: Sizes, data: Data, *, beam: int, steps: int, compiled: bool
     src, lengths = torch.from_numpy(data.src).long(), torch.from_numpy(data.src_lengths).long()
     padding = torch.from_numpy(~data.src_mask)
     table = (model.input(model.tgt_embed.weight)).to(dtype)  # [vocab, 4 * decoder]
-    for part in (model.recurrent, model.attention, model.readout, model.output):
+    for part in (model.recurrent, model.attention, model.readout, model.readout_context, model.output):
         part.to(dtype)
 
     def step(tokens: Tensor, hidden: Tensor, cell: Tensor, fed: Tensor, keys: Tensor, values: Tensor):
@@ -55,7 +56,7 @@ def searching(sizes: Sizes, data: Data, *, beam: int, steps: int, compiled: bool
         gates = table[tokens] + model.recurrent(torch.cat([hidden, fed], dim=-1))
         hidden, cell = model.cell(gates, cell)
         context = model.attention(hidden, keys, values, padding)
-        fed = torch.tanh(model.readout(torch.cat([hidden, context], dim=-1)))
+        fed = torch.tanh(model.readout(hidden) + context)
         return torch.log_softmax(model.output(fed).float(), dim=-1), hidden, cell, fed
 
     advance = compiled_alone(step) if compiled else step
@@ -64,7 +65,7 @@ def searching(sizes: Sizes, data: Data, *, beam: int, steps: int, compiled: bool
     def call() -> Tensor:
         values, hidden, cell = model.encode(src, lengths)
         values = values.to(dtype)
-        keys = model.attention.key(values)
+        keys, values = model.attention.key(values), model.readout_context(values)
         batch, rows = src.shape[0], torch.arange(src.shape[0])[:, None]
         hidden, cell = (state.to(dtype)[:, None].expand(-1, beam, -1) for state in (hidden, cell))
         fed, tokens = torch.zeros_like(hidden), torch.ones(batch, beam, dtype=torch.long)

@@ -28,7 +28,7 @@ def contests(quick: bool = False) -> list[Contest]:
 
 
 def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
-    """One model at one precision; Flax, which has no mixed precision of its own, takes part in float32."""
+    """One model at one precision; Flax and the unpacked PyTorch take part in float32."""
     data, precision = draw(sizes), sizes.precision
     narrow = precision == "bfloat16"
     contenders = [
