@@ -239,7 +239,7 @@ def test_cudnn_is_chosen_on_a_gpu_that_has_it(monkeypatch, dtype, capability):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     # A program holds both ways; this machine, a CPU, runs our own.
-    assert jnp.array_equal(jax.jit(lambda *qkv: dot_product_attention_chunked(*qkv))(array, array, array), expected)
+    assert jnp.array_equal(jax.jit(partial(dot_product_attention_chunked))(array, array, array), expected)
     assert set(calls) == ({"cudnn"} if dtype == jnp.bfloat16 and capability == "9.0" else set())
     calls.clear()
     dot_product_attention_chunked(array, array, array, jnp.ones((1, 4), bool))

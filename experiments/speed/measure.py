@@ -29,6 +29,7 @@ OURS = "attn_jax"
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1e6
 TOO_LARGE = "does not fit"
+NO_NARROW = "left out: no bfloat16 products here"
 SLOW = 10.0
 """Seconds of a call that is made once."""
 
@@ -190,7 +191,7 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
     for contender in contest.contenders:
         entry = found[contender.name] = {"precision": contender.precision}
         if contender.slow and (quick or (emulated and contender.precision == "bfloat16")):
-            entry["missing"] = "left out of a quick run" if quick else "left out: no bfloat16 products here"
+            entry["missing"] = "left out of a quick run" if quick else NO_NARROW
             continue
         began = time.perf_counter()
         try:
