@@ -21,13 +21,17 @@ def recurrent(**options):
     return Seq2Seq(Seq2SeqConfig(src_vocab_size=9, tgt_vocab_size=9, **sizes, **options))
 
 
+def transformer(**options):
+    sizes = {"d_model": 8, "num_heads": 2, "ffn_dim": 8, "encoder_layers": 1}
+    return Transformer(TransformerConfig(src_vocab_size=9, tgt_vocab_size=9, **sizes, **options))
+
+
 MODELS = {
     "recurrent": recurrent(),
     "recurrent, bfloat16": recurrent(precision="bfloat16"),
-    "transformer": Transformer(
-        TransformerConfig(src_vocab_size=9, tgt_vocab_size=9, d_model=8, num_heads=2, ffn_dim=8, encoder_layers=1)
-    ),
+    "transformer": transformer(),
 }
+NARROW_BLOCKS = transformer(precision="bfloat16", remat=True)
 
 
 def batch_of_two(length=5):
@@ -45,7 +49,7 @@ def check(function, *args):
     assert "callback" not in exported.mlir_module()
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("model", [*MODELS.values(), NARROW_BLOCKS], ids=[*MODELS, "narrow blocks"])
 def test_the_training_step_lowers_for_every_platform(model):
     batch = batch_of_two()
     params = shapes_of(model, batch)
@@ -71,9 +75,10 @@ def test_the_search_lowers_for_every_platform(model, search):
     check(run, shapes_of(model, batch), batch)
 
 
-def test_attention_over_long_sentences_lowers_for_every_platform():
-    arrays = [jax.ShapeDtypeStruct((1, 8, 2, 4), jnp.float32)] * 3
-    attend = partial(dot_product_attention_chunked, causal=True, block_q=4, block_k=4)
+@pytest.mark.parametrize(("dtype", "causal"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_attention_over_long_sentences_lowers_for_every_platform(dtype, causal):
+    arrays = [jax.ShapeDtypeStruct((1, 8, 2, 4), dtype)] * 3
+    attend = partial(dot_product_attention_chunked, causal=causal, block_q=4, block_k=4)
     check(jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv)), argnums=(0, 1, 2)), *arrays)
 
 
@@ -90,12 +95,13 @@ def gradient_of(model, batch):
     )
 
 
-def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back():
-    """Both ways: two encoder directions; the decoder's state, fed features, scores, context and readout."""
-    gradient, args = gradient_of(recurrent(), batch_of_two())
+@pytest.mark.parametrize(("attention", "decoder"), [("general", 5), ("additive", 5)])
+def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back(attention, decoder):
+    """Both ways: two encoder directions; the decoder's state, fed features, scores or query, context and readout."""
+    gradient, args = gradient_of(recurrent(attention=attention), batch_of_two())
     loops = [eqn for eqn in equations(jax.make_jaxpr(gradient)(*args)) if eqn.primitive.name == "scan"]
     products = [sum(eqn.primitive.name == "dot_general" for eqn in equations(loop.params["jaxpr"])) for loop in loops]
-    assert sorted(products) == [1, 1, 1, 1, 5, 5]
+    assert sorted(products) == [1, 1, 1, 1, decoder, decoder]
 
 
 def test_no_product_of_a_training_step_sums_in_bfloat16():

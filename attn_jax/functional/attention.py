@@ -228,7 +228,7 @@ def dot_product_attention_chunked(
     the blocks before it by the change of the largest score. Backward computes the weights of a block again from the
     kept log-sums. Memory grows with the length, not with its square; blocks above the causal diagonal are skipped. On
     CPU one head follows the other, so that its block of scores stays in the cache. On an NVIDIA GPU cuDNN's fused
-    kernel does the work where it takes the arrays (16-bit floats, no mask); this has not been tried on one.
+    kernel does the work of 16-bit arrays without a mask (the models here have neither); this has not been tried on one.
 
     Args:
       query: ``[batch, q_len, heads, head_dim]``.

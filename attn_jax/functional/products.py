@@ -107,7 +107,8 @@ def transposed_product(einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, 
     """``sum_n a_n^T d_n``: the gradient of a matrix that multiplied ``a``, from the gradient ``d`` of the product.
 
     XLA folds a plain transpose into the product, and on CPU a product over the leading axis of both operands can leave
-    the fast kernels: in bfloat16 it is 3.4 times slower at 880 x 512 x 2048. So ``a`` is transposed in memory first.
+    the fast kernels: in bfloat16 it is 3.4 times slower at 880 x 512 x 2048. So ``a`` is transposed in memory first;
+    elsewhere that is one copy more than needed.
 
     Args:
       einsum: the product to use.
