@@ -48,6 +48,10 @@ def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _measured(found: Mapping[str, Any]) -> int:
+    return sum("ms" in entry for entry in found["contenders"].values())
+
+
 def spread(entry: Mapping[str, Any]) -> str:
     """The ratio of medians, and the quartiles of the ratios of single rounds where there are several."""
     quartiles = entry.get("ratio_quartiles")
@@ -71,7 +75,8 @@ def goals_table(goals: Mapping[str, Sequence[Mapping[str, Any]]]) -> Grid:
 
 
 def draw(contests: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Time of everybody over ours, a panel a contest; a line where ours is."""
+    """Time of everybody over ours, a panel a contest that has been one; a line where ours is."""
+    contests = {title: of for title, of in contests.items() if _measured(of) > 1} or contests
     figure, axes = new_figure(math.ceil(len(contests) / 2), min(2, len(contests)), width=6.4, height=2.2)
     for ax, (title, found) in zip(axes.flat, contests.items(), strict=False):
         measured = {name: entry["ratio"] for name, entry in found["contenders"].items() if entry.get("ratio")}

@@ -171,7 +171,13 @@ def draw_sweeps(sweeps: Mapping[str, Sequence[Mapping[str, Any]]], grown: Mappin
     figure, axes = new_figure(math.ceil(len(sweeps) / 2), 2, width=4.4, height=2.8)
     for ax, color, (name, points) in zip(axes.flat, COLORS, sweeps.items(), strict=False):
         found = [each for each in points if "ms" in each]
-        ax.loglog([each["value"] for each in found], [each["ms"] for each in found], "o-", color=color)
+        values, times = [each["value"] for each in found], [each["ms"] for each in found]
+        ax.loglog(values, times, "o-", color=color)
+        ax.minorticks_off()
+        ax.set_xticks(values, [f"{value:,}" for value in values])
+        ax.margins(x=0.12, y=0.2)
+        for value, time in zip(values, times, strict=True):
+            ax.annotate(f"{time:,.0f}", (value, time), (0, 6), textcoords="offset points", ha="center", fontsize=7)
         ax.set_title(f"{name}: exponent {grown[name]['ms']:.2f}", fontsize=9)
         ax.set_xlabel(name, fontsize=8)
         ax.set_ylabel("ms", fontsize=8)
