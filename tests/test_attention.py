@@ -1,5 +1,4 @@
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -224,26 +223,34 @@ def test_chunked_agrees_with_jax(qkv):
     np.testing.assert_allclose(found, jax.nn.dot_product_attention(query, key, value[..., :D]), atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("capability", ["9.0", "7.5", "gfx90a"])
-def test_cudnn_is_chosen_on_a_gpu_that_has_it(monkeypatch, dtype, capability):
+@pytest.mark.parametrize("refusal", [None, RuntimeError("cuDNN is not detected."), NotImplementedError("head dim")])
+def test_cudnn_is_chosen_on_a_gpu_where_jax_does_not_refuse(monkeypatch, refusal):
     calls, jax_attention = [], jax.nn.dot_product_attention
-    array = jnp.ones((1, 4, 1, 8), dtype)
-    expected = dot_product_attention_chunked(array, array, array)
+    narrow = jnp.ones((1, 4, 1, 8), jnp.bfloat16)
+    expected = dot_product_attention_chunked(narrow, narrow, narrow)
 
     def attention(query, key, value, *, is_causal, implementation):
-        calls.append(implementation)
+        if refusal:
+            raise refusal
+        calls.append((implementation, is_causal))
         return jax_attention(query, key, value, is_causal=is_causal)
 
+    def attend(*arrays, **options):
+        calls.clear()
+        return jax.jit(lambda *arrays: dot_product_attention_chunked(*arrays, **options))(*arrays)  # not from a cache
+
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    attend(narrow, narrow, narrow)
+    assert not calls  # this machine, a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    # A program holds both ways; this machine, a CPU, runs our own.
-    assert jnp.array_equal(jax.jit(partial(dot_product_attention_chunked))(array, array, array), expected)
-    assert set(calls) == ({"cudnn"} if dtype == jnp.bfloat16 and capability == "9.0" else set())
-    calls.clear()
-    dot_product_attention_chunked(array, array, array, jnp.ones((1, 4), bool))
-    dot_product_attention_chunked(array[:, :2], array, array, causal=True)
+    # A program holds both ways; here our own runs.
+    assert jnp.array_equal(attend(narrow, narrow, narrow), expected)
+    assert set(calls) == (set() if refusal else {("cudnn", False)})
+    attend(narrow, narrow, narrow, causal=True)
+    assert set(calls) == (set() if refusal else {("cudnn", True)})
+    attend(narrow[:, :2], narrow, narrow, causal=True)
+    attend(narrow, narrow, narrow, jnp.ones((1, 4), bool))
+    attend(*[narrow.astype(jnp.float32)] * 3)
     assert not calls
 
 

@@ -1,5 +1,6 @@
 """The speed scoreboard: how it counts and compares, who is missing, that all models are the same, and a quick run."""
 
+import dataclasses
 import doctest
 import itertools
 import json
@@ -75,6 +76,11 @@ def test_works_take_turns_and_the_first_is_another_in_each_round(monkeypatch):
 def test_a_first_call_of_more_than_ten_seconds_is_the_only_one(monkeypatch):
     calls, times = called_in_turn(monkeypatch, 11.0, seconds=1000)
     assert calls == "abc" and [times[name].tolist() for name in "abc"] == [[11.0]] * 3
+
+
+def test_a_call_that_is_known_to_be_slow_is_not_made_again(monkeypatch):
+    calls, times = called_in_turn(monkeypatch, 0.03, seconds=0.2, known={"a": 11.0})
+    assert "a" not in calls and times["a"].tolist() == [11.0] and len(times["b"]) > 1
 
 
 def raising(error):
@@ -257,6 +263,13 @@ def test_torch_computes_the_same_loss(attention):
         np.testing.assert_allclose(float(total.loss / total.count), loss, rtol=1e-5)
 
 
+def test_torch_with_narrow_products():
+    pytest.importorskip("torch")
+    narrow = dataclasses.replace(TINY, precision="bfloat16")
+    train.torch_training(narrow, work.draw(TINY)).call()
+    assert decode.torch_search(narrow, work.draw(TINY), beam=3, steps=4).call().shape == (TINY.batch, 4)
+
+
 @pytest.mark.parametrize("beam", [1, 3])
 def test_torch_finds_the_same_words(beam, monkeypatch):
     torch = pytest.importorskip("torch")
@@ -331,6 +344,11 @@ def test_a_peer_that_fails_leaves_the_other_measurements(tmp_path, monkeypatch):
         found = peers.run(whole_epoch=True)
         assert [goal["met"] for goal in found.goals] == expected
         assert "no such option" in str(found.tables[-1].rows) and len(found.tables) == 3
+    alone = {name: of for name, of in seconds.items() if "bfloat16" not in name}
+    monkeypatch.setattr(epoch, "whole_epoch", lambda *_: {"seconds": alone})
+    found = peers.run(whole_epoch=True, precisions=("float32",))
+    assert [goal["met"] for goal in found.goals] == [None, None, None, False]
+    assert "no bfloat16 products here" in str(found.tables[-1].rows)
 
 
 def test_json_has_no_nan(tmp_path):
@@ -367,7 +385,7 @@ def test_quick_run(tmp_path, capsys):
             assert contest["contenders"][OURS]["ms"] > 0 and contest["operations"] > 0
     drawn = {"layer", "train", "decode", "attention", "scale", "students"}
     assert {file.stem for file in tmp_path.glob("*.png")} == drawn
-    assert "not measured" in shown and "left out of a quick run" in shown
+    assert "not judged" in shown and "left out of a quick run" in shown
     assert any("torch eager" in goal["what"] for each in goals.values() for goal in each)
 
 

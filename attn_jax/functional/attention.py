@@ -227,8 +227,9 @@ def dot_product_attention_chunked(
     Queries and keys are taken in blocks. The softmax is computed online: each new block of keys corrects the sums of
     the blocks before it by the change of the largest score. Backward computes the weights of a block again from the
     kept log-sums. Memory grows with the length, not with its square; blocks above the causal diagonal are skipped. On
-    CPU one head follows the other, so that its block of scores stays in the cache. On an NVIDIA GPU cuDNN's fused
-    kernel does the work of 16-bit arrays without a mask (the models here have neither); this has not been tried on one.
+    CPU one head follows the other, so that its block of scores stays in the cache. On a GPU, 16-bit arrays without a
+    mask go to cuDNN's fused kernel, which has blocks of its own, where JAX lets it take them; the models here pass
+    float32, and this has not been tried on a GPU.
 
     Args:
       query: ``[batch, q_len, heads, head_dim]``.
@@ -258,21 +259,23 @@ def dot_product_attention_chunked(
     if block_q < 1 or block_k < 1:
         raise ValueError(f"blocks need at least one position, found block_q={block_q} and block_k={block_k}")
     by_blocks = partial(_by_blocks, mask=mask, causal=causal, block_q=block_q, block_k=block_k)
-    if mask is None and _cudnn_takes(query, key, value, causal):
-        cudnn = partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")
+    cudnn = None if mask is not None else _cudnn_for(query, key, value, causal)
+    if cudnn is not None:
         return lax.platform_dependent(query, key, value, cuda=cudnn, default=by_blocks)
     return by_blocks(query, key, value)
 
 
-def _cudnn_takes(query: Array, key: Array, value: Array, causal: bool) -> bool:
-    """Whether cuDNN's kernel is there, on an NVIDIA GPU from Ampere on, and takes arrays like these."""
-    if jax.default_backend() != "gpu":
-        return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # "9.0"; AMD's are names
-    narrow = query.dtype == key.dtype == value.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
-    d, square = query.shape[-1], query.shape[1] == key.shape[1]
-    ampere = capability[:1].isdigit() and float(capability) >= 8
-    return ampere and narrow and d == value.shape[-1] and d % 8 == 0 and d <= 128 and (square or not causal)
+def _cudnn_for(query: Array, key: Array, value: Array, causal: bool) -> Callable[..., Array] | None:
+    """The attention of cuDNN where a GPU is live and JAX does not refuse these arrays to it; None elsewhere."""
+    narrow = all(array.dtype in (jnp.bfloat16, jnp.float16) for array in (query, key, value))
+    if jax.default_backend() != "gpu" or not narrow or (causal and query.shape[1] != key.shape[1]):
+        return None
+    cudnn = partial(jax.nn.dot_product_attention, is_causal=causal, implementation="cudnn")
+    try:
+        jax.eval_shape(cudnn, query, key, value)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # no cuDNN, another processor, other sizes
+        return None
+    return cudnn
 
 
 def _by_blocks(

@@ -93,4 +93,4 @@ def in_torch(length: int, backward: bool) -> Work:
             for array in inputs:
                 array.grad = None
 
-    return Work(call, compile_s=0.0)
+    return Work(call, ready=True)

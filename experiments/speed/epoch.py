@@ -205,8 +205,8 @@ def joey_config(folder: Path, vocabulary: SubwordVocabulary, train: str, **train
 
 def run_joey(python: str, config: Path) -> str:
     """Trains with Joey NMT's command line; what it wrote to its log."""
-    command, threads = [python, "-m", "joeynmt", "train", str(config), "--skip-test"], {"OMP_NUM_THREADS": f"{cores()}"}
-    environment = {**os.environ, **threads}
+    command = [python, "-m", "joeynmt", "train", str(config), "--skip-test"]
+    environment = {**os.environ, "OMP_NUM_THREADS": f"{cores()}"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=config.parent, env=environment)
     if done.returncode:
         raise RuntimeError(f"joeynmt failed: {complaint(done)}")

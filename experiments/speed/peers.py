@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.runner import Grid
 from experiments.speed import epoch
-from experiments.speed.measure import NO_NARROW, Section, verdict
+from experiments.speed.measure import NO_NARROW, OURS, Section, verdict
 
 PACKAGES = ("torch", "keras", "ctranslate2")
 GOALS = {"attn_jax bfloat16": 4.0, "attn_jax float32": 2.8}
@@ -69,8 +69,8 @@ def run(
         for kind in ("missing", "failed")
         if kind in numbers.get(what, {})
     ]
-    if medians and "bfloat16" not in precisions:
-        absent.append(("attn_jax bfloat16", "missing", NO_NARROW))
+    if (medians or seconds) and "bfloat16" not in precisions:
+        absent.append((f"{OURS} bfloat16", "missing", NO_NARROW))
     if absent:
         tables.append(Grid("Joey NMT", ("", "", "why"), absent))
     return Section(numbers, tables, goals)

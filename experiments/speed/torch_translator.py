@@ -42,7 +42,7 @@ class Attention(nn.Module):
             self.v = nn.Linear(sizes.decoder, 1)
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, padding: Tensor) -> Tensor:
-        """``query [batch, q, decoder]`` gives contexts ``[batch, q, 2 * encoder]``; padding is True or -inf added."""
+        """``query [batch, q, decoder]`` gives contexts as wide as the values; padding is True or -inf added."""
         if self.additive:
             scores = self.v(torch.tanh(self.query(query)[:, :, None] + keys[:, None])).squeeze(-1)
         else:
