@@ -238,6 +238,18 @@ def whole_epoch(python: str, data: Path, precisions: Sequence[str]) -> dict[str,
     flags = ("--src", "--tgt", "--valid-src", "--valid-tgt")
     with tempfile.TemporaryDirectory() as folder:
         seconds = {}
+        texts = {part: read_parallel(*names[2 * i : 2 * i + 2]) for i, part in enumerate(("train", "dev"))}
+        vocabulary = SubwordVocabulary.train([*texts["train"].src, *texts["train"].tgt], vocab_size=PIECES)
+        for part, text in texts.items():
+            for side, sentences in (("de", text.src), ("en", text.tgt)):
+                write_pieces(Path(folder) / f"{part}.{side}", vocabulary, list(sentences))
+        updates = len(list(texts["train"].src)) // BATCH
+        config = joey_config(
+            Path(folder), vocabulary, "train", logging_freq=updates, validation_freq=updates, updates=updates
+        )
+        began = time.perf_counter()
+        run_joey(python, config)
+        seconds["joeynmt"] = time.perf_counter() - began
         for precision in precisions:
             files = [argument for pair in zip(flags, map(str, names), strict=True) for argument in pair]
             out = ["--out", f"{folder}/{precision}", "--epochs", "1", "--precision", precision]
@@ -250,14 +262,4 @@ def whole_epoch(python: str, data: Path, precisions: Sequence[str]) -> dict[str,
             if done.returncode:
                 raise RuntimeError(f"attn-jax train failed: {complaint(done)}")
             seconds[f"{OURS} {precision}"] = time.perf_counter() - began
-        texts = {part: read_parallel(*names[2 * i : 2 * i + 2]) for i, part in enumerate(("train", "dev"))}
-        vocabulary = SubwordVocabulary.train([*texts["train"].src, *texts["train"].tgt], vocab_size=PIECES)
-        for part, text in texts.items():
-            for side, sentences in (("de", text.src), ("en", text.tgt)):
-                write_pieces(Path(folder) / f"{part}.{side}", vocabulary, list(sentences))
-        updates = len(list(texts["train"].src)) // BATCH
-        config = joey_config(Path(folder), vocabulary, "train", validation_freq=updates, updates=updates)
-        began = time.perf_counter()
-        run_joey(python, config)
-        seconds["joeynmt"] = time.perf_counter() - began
     return {"seconds": seconds}
