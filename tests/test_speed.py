@@ -314,6 +314,13 @@ def test_a_contest_that_nobody_entered():
     assert board.draw({"nothing": found}) and "not installed" in str(board.contest_table("nothing", found).rows)
 
 
+def test_what_does_not_fit_on_a_gpu():
+    full = Contender("peer", "float32", raising(RuntimeError("RESOURCE_EXHAUSTED: Out of memory")))
+    ready = Contender(OURS, "float32", lambda: Work(lambda: None))
+    found = compete(Contest("full", [ready, full], goals=[OnlyOurs("peer")]), {}, quick=True)
+    assert found["contenders"]["peer"]["failed"].startswith("does not fit") and found["goals"][0]["met"]
+
+
 def test_a_contest_that_we_could_not_enter():
     contenders = [
         Contender(OURS, "float32", raising(MemoryError("34 GB"))),

@@ -137,6 +137,7 @@ if __name__ == "__main__":
         # The allocator that the command line runs with serves every contender alike.
         os.environ["GLIBC_TUNABLES"] = ALLOCATOR
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # children share a GPU with this process
     # Compilations are seen in full. Children that are to find one cached name a folder of their own.
     jax.config.update("jax_enable_compilation_cache", False)
     with tempfile.TemporaryDirectory() as empty:

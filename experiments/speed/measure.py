@@ -211,7 +211,9 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         except Exception as error:
             if contender.name.startswith(OURS):
                 raise
-            entry["failed"] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = " ".join(str(error).split())[:200]
+            kind = TOO_LARGE if "RESOURCE_EXHAUSTED" in reason else type(error).__name__  # a GPU's own word for it
+            entry["failed"] = f"{kind}: {reason}"
             continue
         ended = time.perf_counter()
         first[contender.name] = ended - began
