@@ -8,13 +8,13 @@ from jax.test_util import check_grads
 
 from attn_jax.functional.attention import (
     attend,
-    dot_product_attention_chunked,
     gaussian_factor,
     local_window_mask,
     monotonic_attention,
     monotonic_step,
     predicted_centers,
 )
+from attn_jax.functional.chunked import dot_product_attention_chunked
 from attn_jax.functional.masks import causal_mask, padding_mask
 from attn_jax.functional.normalizers import softmax, sparsemax
 from attn_jax.functional.scores import dot_scores, scaled_dot_scores

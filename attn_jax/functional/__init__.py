@@ -6,13 +6,13 @@ encodings; losses; schedules. The rooms hold the rest: `products` (precision) an
 
 from attn_jax.functional.attention import (
     attend,
-    dot_product_attention_chunked,
     gaussian_factor,
     local_window_mask,
     monotonic_attention,
     monotonic_step,
     predicted_centers,
 )
+from attn_jax.functional.chunked import dot_product_attention_chunked
 from attn_jax.functional.losses import (
     LossSum,
     TokenLoss,

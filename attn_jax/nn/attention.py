@@ -23,11 +23,11 @@ from jaxtyping import Float
 
 from attn_jax.functional import scores as score_functions
 from attn_jax.functional.attention import (
-    dot_product_attention_chunked,
     gaussian_factor,
     local_window_mask,
     predicted_centers,
 )
+from attn_jax.functional.chunked import dot_product_attention_chunked
 from attn_jax.functional.masks import combine_masks, expand_mask
 from attn_jax.functional.normalizers import NORMALIZERS
 from attn_jax.functional.products import PRECISIONS, Einsum

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from attn_jax.functional.attention import dot_product_attention_chunked
+from attn_jax.functional.chunked import dot_product_attention_chunked
 from experiments.speed.measure import (
     OURS,
     Contender,
