@@ -84,7 +84,7 @@ def test_a_call_that_is_known_to_be_slow_is_not_made_again(monkeypatch):
 
 
 def raising(error):
-    def build():
+    def build(*_, **__):
         raise error
 
     return build
@@ -198,9 +198,7 @@ def test_torch_trains_a_model_of_the_same_size(attention):
 
     sizes = work.Sizes(**work.TINY, attention=attention)
     theirs = sum(parameter.numel() for parameter in Translator(sizes).parameters())
-    second_biases = 2 * (
-        3 * sizes.encoder - sizes.encoder
-    )  # PyTorch's GRU has two a gate, ours one, and the candidate's
+    second_biases = 2 * (3 * sizes.encoder - sizes.encoder)  # PyTorch: two a gate; ours: one, and the candidate's
     assert theirs - second_biases == count(shapes_of(sizes)[1])
 
 
@@ -304,6 +302,27 @@ def test_rows_that_are_not_there(capsys):
     assert "no row 'trian'; there are layer, train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["padding", "--joey", "python"], "not among those asked for"),
+        (["peers", "--joey", "no/such/python"], "no interpreter no/such/python"),
+        (["padding", "--out", __file__], "--out"),
+    ],
+)
+def test_options_that_cannot_work_stop_before_anything_is_measured(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_interruption_says_where(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(padding, "run", raising(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as stopped:
+        main(["padding", "--quick", "--out", str(tmp_path)])
+    assert stopped.value.code == 130 and "interrupted in the row padding" in capsys.readouterr().err
+
+
 def test_a_contest_that_nobody_entered():
     def absent():
         raise ImportError("not installed")
@@ -331,8 +350,7 @@ def test_a_contest_that_we_could_not_enter():
     assert board.draw({"nothing": found}) and "34 GB" in str(board.contest_table("nothing", found).rows)
 
 
-def fail(*_):
-    raise RuntimeError("joeynmt failed: no such option")
+fail = raising(RuntimeError("joeynmt failed: no such option"))
 
 
 def test_a_peer_that_fails_leaves_the_other_measurements(tmp_path, monkeypatch):

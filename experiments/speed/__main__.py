@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -40,15 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m experiments.speed", description="Our speed beside our peers'.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds, to see that it works")
-    parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder for JSON and figures")
+    parser.add_argument("--out", type=Path, help="folder for JSON and figures; runs/speed, --quick: runs/speed-quick")
     parser.add_argument("--joey", metavar="PYTHON", help="interpreter of the environment that has joeynmt")
     parser.add_argument("--epoch", action="store_true", help="peers: a whole epoch of Multi30k too (tens of minutes)")
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in ROWS]:
         parser.error(f"no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    if (options.joey or options.epoch) and options.rows and "peers" not in options.rows:
+        parser.error("--joey and --epoch are of the row peers, which is not among those asked for")
+    if options.joey and not shutil.which(options.joey):
+        parser.error(f"--joey: no interpreter {options.joey}")
+    options.out = options.out or Path("runs/speed-quick" if options.quick else "runs/speed")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {error}")
     if options.quick:
         compile_quickly()
-    options.out.mkdir(parents=True, exist_ok=True)
     console, goals, failed = Console(width=150), {}, []
     rates = product_rates(0.1 if options.quick else 2.0)
     console.print("floor: " + ", ".join(f"{rate / 1e9:,.0f} GF/s {precision}" for precision, rate in rates.items()))
@@ -56,17 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.perf_counter()
         try:
             section = run_row(row, rates, options, console)
+            seconds = time.perf_counter() - began
+            files = save(options.out, row, section, rates, seconds, options.quick)
+        except KeyboardInterrupt:
+            parser.exit(130, f"interrupted in the row {row}; those before it are in {options.out}\n")
         except Exception:
             console.print_exception(width=150)
             failed.append(row)
             continue
         for table in section.tables:
             console.print(as_rich(table))
-        seconds = time.perf_counter() - began
-        files = save(options.out, row, section, rates, seconds, options.quick)
         console.print(f"{row}: {seconds:.0f} s; {', '.join(map(str, files))}")
         goals[row] = section.goals
     console.print(as_rich(board.goals_table(goals)))
+    if options.quick:
+        console.print("Sizes were tiny: the verdicts say only that something can be judged.")
     if failed:
         parser.exit(1, f"failed: {', '.join(failed)}; the reasons are above, the other rows are in {options.out}\n")
     return goals

@@ -42,7 +42,7 @@ def run(
     if there["joeynmt"] is None:
         numbers["joeynmt"] = {"missing": found.get("failed", "not installed")}
     elif not (data / "multi30k").is_dir():
-        numbers["joeynmt"] = {"missing": "no Multi30k: set ATTN_JAX_DATA"}
+        numbers["joeynmt"] = {"missing": "no Multi30k: set ATTN_JAX_DATA to the folder that has multi30k"}
     elif quick:
         numbers["joeynmt"] = {"missing": "left out of a quick run"}
     else:
