@@ -19,7 +19,7 @@ from attn_jax.decoding.forced import forced_decode
 from attn_jax.decoding.history import beam_nodes
 from attn_jax.decoding.search import search, split
 from attn_jax.loading import Parts, load_parts, save_parts
-from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch
+from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch, search_variables
 from attn_jax.search_config import SearchConfig
 from attn_jax.translation import Scored, Translation, TreeNode
 
@@ -36,7 +36,7 @@ class Translator:
 
     Attributes:
       model: a linen module of one of `attn_jax.models.families.FAMILIES`.
-      params: its parameters.
+      params: its parameters; to change them assign others.
       src_vocab, tgt_vocab: its vocabularies.
       search: how it searches unless told otherwise.
     """
@@ -57,6 +57,7 @@ class Translator:
                 )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
         self.search = search or SearchConfig()
+        self._searched: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------------------- on disk
 
@@ -175,7 +176,7 @@ class Translator:
                 room = min(room, max_len)
                 found = _search_batch(
                     self.model,
-                    self.params,
+                    self._variables(),
                     batch,
                     np.where(src_len > 0, limits, 0).astype(np.int32),
                     numbers,
@@ -195,6 +196,12 @@ class Translator:
             for sentence, hypotheses in zip(text, results, strict=True):
                 hypotheses[:] = [aligner.replace_unknown(self, sentence, each, replace_unknown) for each in hypotheses]
         return results
+
+    def _variables(self) -> dict[str, Any]:
+        """What a search reads, made once for these parameters."""
+        if self._searched is None or self._searched["params"] is not self.params:
+            self._searched = search_variables(self.model, self.params)
+        return self._searched
 
     @property
     def max_src_len(self) -> int:
@@ -302,8 +309,8 @@ class Translator:
             longest = next_length(max(len(targets[index]) for index in rows))
             empty = np.full(batch.src.shape[0] - len(rows), -1)
             tgt_ids, tgt_mask = targets.padded(np.concatenate([rows, empty]), longest)
-            forced = _force_batch(self.model, self.params, batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask), top_k=top_k)
-            forced = jax.device_get(forced)
+            pairs = batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask)
+            forced = jax.device_get(_force_batch(self.model, self._variables(), pairs, top_k=top_k))
             for row, index in enumerate(rows):
                 ids, src_ids = targets[index], sources[index]
                 weights = None if forced.weights is None else forced.weights[row, : len(ids), : len(src_ids)]
@@ -329,12 +336,12 @@ def searches() -> int:
 
 
 @partial(jax.jit, static_argnames=("model", "config", "max_len", "room", "tree"))
-def _search_batch(model, params, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
+def _search_batch(model, variables, batch, limits, numbers, sentence_ids, prefix, *, config, max_len, room, tree):
     return search(
         config,
         numbers,
-        partial(model.apply, {"params": params}, method="step"),
-        model.apply({"params": params}, batch, room, method="start"),
+        partial(model.apply, variables, method="step"),
+        model.apply(variables, batch, room, method="start"),
         max_len=max_len,
         room=room,
         sentence_ids=sentence_ids,
@@ -347,9 +354,9 @@ def _search_batch(model, params, batch, limits, numbers, sentence_ids, prefix, *
 
 
 @partial(jax.jit, static_argnames=("model", "top_k"))
-def _force_batch(model: Any, params: Any, batch: Batch, *, top_k: int) -> Any:
-    state = model.apply({"params": params}, batch, batch.tgt.shape[1], method="start")
-    step = partial(model.apply, {"params": params}, method="step")
+def _force_batch(model: Any, variables: Any, batch: Batch, *, top_k: int) -> Any:
+    state = model.apply(variables, batch, batch.tgt.shape[1], method="start")
+    step = partial(model.apply, variables, method="step")
     return forced_decode(step, state, batch.tgt, batch.tgt_mask, top_k=top_k)
 
 

@@ -1,7 +1,8 @@
-"""Looks into traced programs: every equation of a jaxpr, however deep."""
+"""Looks into traced and compiled programs: every equation of a jaxpr, every product of a compiled loop."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import jax
@@ -31,3 +32,22 @@ def assert_products_accumulate_in_float32(function, *args) -> int:
                 )
                 narrow += 1
     return narrow
+
+
+def products_of_compiled_loops(text: str) -> list[list[tuple[int, ...]]]:
+    """The shape of every matrix product in the body of each loop of an executable's ``as_text()``, however deep."""
+    lines: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*{$", line):
+            inside = lines.setdefault(header[1], [])
+        elif lines:
+            inside.append(line)
+
+    def products(computation: str) -> Iterator[tuple[int, ...]]:
+        for line in lines[computation]:
+            if product := re.search(r"= \w+\[([\d,]*)\]\S* dot\(", line):
+                yield tuple(map(int, product[1].split(",")))
+            for called in re.findall(r"(?:calls|to_apply|body)=%?([\w.-]+)", line):
+                yield from products(called)
+
+    return [list(products(body)) for body in re.findall(r"body=%?([\w.-]+)", text)]

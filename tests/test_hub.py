@@ -113,6 +113,16 @@ def test_without_attention(tmp_path):
     assert plain.score(["a b"], ["A"])[0].attention is None
 
 
+def test_other_parameters_take_the_place_of_all_that_a_search_reads():
+    translator, other = make_translator(), make_translator()
+    other.params = jax.tree.map(lambda leaf: leaf[..., ::-1], other.params)
+    before, expected = translator("a b c", beam=2), other("a b c", beam=2)
+    assert before[0].score != expected[0].score
+    translator.params = other.params
+    assert translator("a b c", beam=2)[0].score == expected[0].score
+    assert translator.score(["a b"], ["A"])[0].log_prob == other.score(["a b"], ["A"])[0].log_prob
+
+
 def test_every_shape_is_traced_once(monkeypatch):
     """Batches of the same shape share a search and a forced decoding, however many calls bring them."""
     chex.clear_trace_counter()

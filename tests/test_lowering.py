@@ -11,7 +11,7 @@ import pytest
 from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, Transformer, TransformerConfig, beam_search, greedy, sample
 from attn_jax.functional import dot_product_attention_chunked
 from attn_jax.training.step import OptimizerConfig, TrainState, make_optimizer, make_train_step
-from tests.jaxprs import assert_products_accumulate_in_float32, equations
+from tests.jaxprs import assert_products_accumulate_in_float32, equations, products_of_compiled_loops
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -95,17 +95,24 @@ def gradient_of(model, batch):
     )
 
 
-@pytest.mark.parametrize(("attention", "decoder"), [("general", [5, 5]), ("additive", [6, 7])])
-def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back(attention, decoder):
+@pytest.mark.parametrize(
+    ("attention", "decoder", "compiled"), [("general", [5, 5], [5, 5]), ("additive", [6, 7], [6, 6])]
+)
+def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back(attention, decoder, compiled):
     """Both ways: two encoder directions; the decoder's state, fed features, scores or query, context and readout.
 
-    Additive scores have a vector beside the query. Its gradient, as small, is summed in the loop: to sum it afterwards
-    the squashed sums of queries and keys of all steps would have to be kept.
+    Additive scores have a vector beside the query, and XLA makes a sum of one of their products. The gradient of that
+    vector is summed in the loop, as those of biases are: to sum it afterwards the squashed sums of queries and keys of
+    all steps would have to be kept, or computed once more. No gradient of a matrix is.
     """
     gradient, args = gradient_of(recurrent(attention=attention), batch_of_two())
     loops = [eqn for eqn in equations(jax.make_jaxpr(gradient)(*args)) if eqn.primitive.name == "scan"]
     products = [sum(eqn.primitive.name == "dot_general" for eqn in equations(loop.params["jaxpr"])) for loop in loops]
     assert sorted(products) == [1, 1, 1, 1, *decoder]
+    shapes = products_of_compiled_loops(gradient.lower(*args).compile().as_text())
+    assert sorted(map(len, filter(None, shapes))) == [1, 1, 1, 1, *compiled]
+    matrices = {leaf.shape for leaf in jax.tree.leaves(args[0]) if leaf.ndim == 2}
+    assert matrices.isdisjoint(shape for loop in shapes for shape in loop)
 
 
 def test_no_product_of_a_training_step_sums_in_bfloat16():

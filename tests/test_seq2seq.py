@@ -1,10 +1,13 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.models.protocol import Batch, shift_right
+from attn_jax.models import seq2seq
+from attn_jax.models.protocol import Batch, search_variables, shift_right
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.nn.attention import ATTENTIONS
 from attn_jax.training.step import OptimizerConfig, batch_loss, init_state, make_optimizer, make_train_step
@@ -79,6 +82,31 @@ def test_step_by_step_equals_the_scan(kind, rng):
             assert (np.asarray(out.weights[:, 0])[~np.asarray(batch.src_mask)] == 0).all()
         state = out.state
     assert (weights is None) == (model.config.attention is None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_with_the_folded_embedding_is_the_same(kind):
+    model, batch = Seq2Seq(make_config(**KINDS[kind])), make_batch()
+    params = random_params(model, batch)
+    folded = search_variables(model, params)
+    assert folded["folded"]["gates"].shape[0] == VOCAB
+    start = jax.jit(lambda v: model.apply(v, batch, 8, np.array([[1, 5]] * 3), method="start"))
+    step = jax.jit(lambda v, state: model.apply(v, np.array([[7], [8], [9]]), state, method="step"))
+    plain, quick = ({"params": params}, start({"params": params})), (folded, start(folded))
+    chex.assert_trees_all_close(step(*plain), step(*quick), atol=1e-5)
+    products = [len(re.findall("dot_general", str(jax.make_jaxpr(step)(*given)))) for given in (plain, quick)]
+    assert products[0] == products[1] + 1
+
+
+def test_what_is_not_folded(monkeypatch):
+    model, batch = Seq2Seq(make_config(embed_dim=7)), make_batch()  # a model that no other test folds
+    params = random_params(model, batch)
+    monkeypatch.setattr(seq2seq, "FOLDED_BYTES", VOCAB * 4 * 12 * 4 - 1)  # gates of 12 units, float32
+    assert search_variables(model, params)["folded"] == {}
+    continuous = make_config(tgt_vocab_size=0, tgt_features=4)
+    floats = batch.replace(tgt=np.zeros((3, 5, 4), np.float32))
+    model = Seq2Seq(continuous)
+    assert search_variables(model, random_params(model, floats))["folded"] == {}
 
 
 @pytest.mark.parametrize("kind", ["luong", "bahdanau", "tutorial", "hoisted", "multihead", "sparse"])

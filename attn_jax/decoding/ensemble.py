@@ -38,6 +38,10 @@ class Ensemble(nn.Module):
         states = [member.start(batch, max_len, prefix) for member in self.members]
         return DecodeState(tuple(state.memory for state in states), tuple(state.dynamic for state in states))
 
+    def fold(self) -> dict[str, Any]:
+        """What each member folds; see `attn_jax.models.protocol.Decoder`."""
+        return ensemble_params([member.fold() for member in self.members])
+
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One step of each member; see `attn_jax.models.protocol.Decoder`."""
         outputs = [

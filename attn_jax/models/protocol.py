@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -82,6 +83,27 @@ class Decoder(Protocol):
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """Feeds ``tokens [batch, beam]`` (first ``BOS_ID``, without a prefix) and gives the logits of the next ones."""
         ...
+
+    def fold(self) -> dict[str, Any]:
+        """What every step of a search would compute again although it depends on the parameters alone; may be empty."""
+        ...
+
+
+def search_variables(model: Any, params: Any) -> dict[str, Any]:
+    """The variables for ``start`` and ``step`` of a search: the parameters, and what `Decoder.fold` makes of them.
+
+    ``{"params": params}`` alone does too, and its steps take longer.
+
+    Args:
+      model: with the decoding protocol.
+      params: its parameters.
+    """
+    return {"params": params, "folded": _fold(model, params)}
+
+
+@partial(jax.jit, static_argnums=0)
+def _fold(model: Any, params: Any) -> dict[str, Any]:
+    return model.apply({"params": params}, method="fold")
 
 
 def check_source(batch: Batch, rank: int) -> None:

@@ -25,6 +25,9 @@ Array = jax.Array | np.ndarray
 
 BRIDGES = ("dense", "copy", "zero")
 
+FOLDED_BYTES = 2**28
+"""A larger table of projected embeddings is not made: 32,768 words for an LSTM of 512 units."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig:
@@ -376,11 +379,21 @@ class Seq2Seq(nn.Module):
             state = self.step(prefix[:, position, None], state).state
         return state
 
+    def fold(self) -> dict[str, Any]:
+        """The projected embedding of every target word; see `attn_jax.models.protocol.Decoder`."""
+        if not self.config.tgt_vocab_size:
+            return {}
+        embedding = self.tgt_embed.variables["params"]["embedding"]
+        table = jax.eval_shape(self.decoder.input_gates, embedding)
+        return {"gates": self.decoder.input_gates(embedding)} if table.size * 4 <= FOLDED_BYTES else {}
+
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One decoding step; see `attn_jax.models.protocol.Decoder`."""
         chex.assert_rank(tokens, 2 if self.config.tgt_vocab_size else 3)
         chex.assert_tree_shape_prefix(state.dynamic, tokens.shape[:2])
-        dynamic, features, weights = self.decoder.step(self.tgt_embed(tokens), state.memory, state.dynamic)
+        table = self.get_variable("folded", "gates")
+        gates = None if table is None else table[tokens]
+        dynamic, features, weights = self.decoder.step(self.tgt_embed(tokens), state.memory, state.dynamic, gates)
         if weights is not None and weights.ndim == 4:
             weights = weights.mean(axis=1)
         return StepOutput(self.project(features), weights, DecodeState(state.memory, dynamic))

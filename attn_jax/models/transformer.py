@@ -300,6 +300,10 @@ class Transformer(nn.Module):
             state = self.step(prefix[:, position, None], state).state
         return state
 
+    def fold(self) -> dict[str, Any]:
+        """Nothing: each product depends on the words before; see `attn_jax.models.protocol.Decoder`."""
+        return {}
+
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One decoding step; see `attn_jax.models.protocol.Decoder`."""
         chex.assert_rank(tokens, 2)

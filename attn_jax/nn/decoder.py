@@ -197,8 +197,16 @@ class AttentionDecoder(nn.Module):
         self._check(keys, mask, carry)
         return self.prepare(keys, mask), self.first_state(self.raw_params(), carry)
 
+    def input_gates(self, embedded: Float[Array, "*batch d"]) -> Float[Array, "*batch gates"]:
+        """What the first layer (or ``squeeze``) makes of an embedded input alone."""
+        return self.project_input(PRECISIONS[self.precision], self.raw_params(), embedded).gates
+
     def step(
-        self, embedded: Float[Array, "batch beam d"], memory: Memory | None, state: DecoderState
+        self,
+        embedded: Float[Array, "batch beam d"],
+        memory: Memory | None,
+        state: DecoderState,
+        gates: Float[Array, "batch beam gates"] | None = None,
     ) -> tuple[DecoderState, Float[Array, "batch beam features"], Float[Array, "batch *heads beam src_len"] | None]:
         """One step of a search.
 
@@ -206,6 +214,7 @@ class AttentionDecoder(nn.Module):
           embedded: ``[batch, beam, d]``.
           memory: from `start`, leaves ``[batch, ...]``.
           state: leaves ``[batch, beam, ...]``.
+          gates: `input_gates` of the input if they are known; None: they are computed.
 
         Returns:
           The new state, ``features [batch, beam, features]``, and ``weights [batch, (heads,) beam, src_len]`` or None.
@@ -214,7 +223,10 @@ class AttentionDecoder(nn.Module):
         chex.assert_tree_shape_prefix(memory, embedded.shape[:1])
         chex.assert_tree_shape_prefix(state, embedded.shape[:2])
         pure, einsum, params = self.clone(parent=None), PRECISIONS[self.precision], self.raw_params()
-        state, output = pure.step_fn(einsum, params, memory, state, pure.project_input(einsum, params, embedded))
+        if gates is None:
+            gates = self.input_gates(embedded)
+        x = _Input(gates, embedded if self.query_with_input else None, None)
+        state, output = pure.step_fn(einsum, params, memory, state, x)
         output = pure.complete(einsum, params, memory, output, embedded, None)
         return state, output.features, output.weights
 

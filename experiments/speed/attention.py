@@ -16,9 +16,9 @@ from experiments.speed.measure import (
     OnlyOurs,
     Work,
     compiled_work,
-    free_mb,
     load_torch,
 )
+from experiments.speed.memory import free_mb
 
 HEADS, HEAD_DIM = 8, 64
 SECONDS = {

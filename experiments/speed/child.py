@@ -9,11 +9,9 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 BEGAN = time.time()
-STATUS = Path("/proc/self/status")
 
 
 def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
@@ -35,37 +33,6 @@ def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
         "step": done - built,
         "total": done - spawned,
     }
-
-
-def peak(row: str, contest: str, contender: str) -> dict[str, float | None]:
-    """By how many megabytes the process grows at most while a contender works; None where Linux's /proc is not."""
-    from experiments.runner import load
-
-    (found,) = (each for each in load(f"speed.{row}").contests() if each.title == contest)
-    (who,) = (each for each in found.contenders if each.name == contender)
-    _import_frameworks(who.name)
-    if not STATUS.exists():
-        return {"peak_mb": None}
-    before = _resident_mb("VmRSS")
-    call = who.build().call
-    for _ in range(3):
-        call()
-    return {"peak_mb": _resident_mb("VmHWM") - before}
-
-
-def _import_frameworks(contender: str) -> None:
-    """What a contender imports is not counted."""
-    import jax
-
-    jax.block_until_ready(jax.numpy.zeros(()))
-    if contender.startswith("torch"):
-        import torch._dynamo  # noqa: F401
-
-
-def _resident_mb(which: str) -> float:
-    """What the process holds in memory now (``VmRSS``) or held at most (``VmHWM``)."""
-    line = next(line for line in STATUS.read_text(encoding="ascii").splitlines() if line.startswith(which))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 def devices(sizes: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -91,7 +58,7 @@ def fixed_batches(path: str, precision: str) -> dict[str, float]:
     return epoch.our_throughput(path, precision)
 
 
-TASKS = {task.__name__: task for task in (first_step, peak, devices, fixed_batches)}
+TASKS = {task.__name__: task for task in (first_step, devices, fixed_batches)}
 
 
 if __name__ == "__main__":

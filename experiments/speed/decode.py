@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from attn_jax import Batch, Seq2Seq, Transformer, TransformerConfig, beam_search, greedy
+from attn_jax.models.protocol import search_variables
 from experiments.speed.measure import (
     OURS,
     Contender,
@@ -91,15 +92,16 @@ def name_of(beam: int) -> str:
 def ours(model: Any, data: Data, *, beam: int, steps: int) -> Work:
     """Encoding and search as one jitted function of parameters and batch."""
     batch = data.as_batch()
-    params = jax.jit(model.init)(jax.random.key(0), batch)
+    params = jax.jit(model.init)(jax.random.key(0), batch)["params"]
+    variables = jax.jit(partial(search_variables, model))(params)  # as `Translator` does, once for all its batches
     sources = batch.replace(tgt=None, tgt_mask=None, tgt_index=None)
-    return compiled_work(partial(search, model, beam=beam, steps=steps), params, sources)
+    return compiled_work(partial(search, model, beam=beam, steps=steps), variables, sources)
 
 
-def search(model: Any, params: Any, batch: Batch, *, beam: int, steps: int) -> Any:
+def search(model: Any, variables: Any, batch: Batch, *, beam: int, steps: int) -> Any:
     """Hypotheses of ``steps`` tokens for every sentence."""
-    state = model.apply(params, batch, steps, method="start")
-    step = lambda tokens, state: model.apply(params, tokens, state, method="step")  # noqa: E731
+    state = model.apply(variables, batch, steps, method="start")
+    step = lambda tokens, state: model.apply(variables, tokens, state, method="step")  # noqa: E731
     rules = {"max_len": steps, "min_len": steps}
     return greedy(step, state, **rules) if beam == 1 else beam_search(step, state, beam=beam, **rules)
 

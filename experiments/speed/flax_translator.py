@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.speed.measure import Work, compile_for, executable_mb
+from experiments.speed.measure import Work, compile_for
+from experiments.speed.memory import executable_mb
 from experiments.speed.work import CLIP, LEARNING_RATE, SMOOTHING, Data, Sizes
 
 

@@ -22,12 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from experiments.speed.memory import executable_mb, growth_mb
+
 if TYPE_CHECKING:  # it imports matplotlib, which takes half a second of a start that is measured
     from experiments.runner import Grid
 
 OURS = "attn_jax"
 ROOT = Path(__file__).resolve().parents[2]
-MB = 1e6
 TOO_LARGE = "does not fit"
 NO_NARROW = "left out: no bfloat16 products here"
 SLOW = 10.0
@@ -94,8 +95,6 @@ class Contest(NamedTuple):
       operations: floating-point operations of the products that the work needs; 0: no floor is given.
       goals: what we want to reach.
       seconds: of measuring, all contenders together.
-      row: its module; with it the peak memory of each contender is measured too, each in a process of its own, but not
-        of slow ones.
     """
 
     title: str
@@ -103,7 +102,6 @@ class Contest(NamedTuple):
     operations: float = 0
     goals: Sequence[Goal | OnlyOurs] = ()
     seconds: float = 30.0
-    row: str = ""
 
 
 class Section(NamedTuple):
@@ -221,7 +219,6 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             known[contender.name] = ended - built
         works[contender.name] = work.call
         entry |= {"memory_mb": work.memory_mb, "compile_s": work.compile_s}
-    slow = {contender.name for contender in contest.contenders if contender.slow}
     times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5, known=known)
     ours = float(np.median(times[OURS])) if OURS in times else None
     for name, seconds in times.items():
@@ -237,8 +234,8 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             entry["ratio_quartiles"] = np.quantile(seconds / times[OURS], (0.25, 0.75)).tolist()
         if contest.operations and entry["precision"] in rates:
             entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
-        if contest.row and not quick and name not in slow:
-            entry["peak_mb"] = in_child("peak", row=contest.row, contest=contest.title, contender=name).get("peak_mb")
+        if median < SLOW:
+            entry["peak_mb"] = growth_mb(works[name])
     goals = verdicts(found, contest.goals)
     if emulated:
         goals = [
@@ -273,7 +270,7 @@ def verdict(what: str, goal: float, found: float | None, *, at_most: bool = Fals
     return {"what": what, "goal": goal, "found": found, "met": met}
 
 
-# -------------------------------------------------------------------------------------------------- floors and memory
+# -------------------------------------------------------------------------------------------------- floors
 
 
 def product_rates(seconds: float = 1.0) -> dict[str, float]:
@@ -345,12 +342,6 @@ def compile_for(jitted: Any, *args: Any) -> tuple[Any, float]:
     return compiled, time.perf_counter() - began
 
 
-def executable_mb(compiled: Any) -> float:
-    """What an executable holds at once, beside its arguments: temporaries and outputs."""
-    memory = compiled.memory_analysis()
-    return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / MB
-
-
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -377,15 +368,6 @@ def load_torch() -> Any:
 
     torch.set_num_threads(cores())
     return torch
-
-
-def free_mb(share: float = 0.85) -> float:
-    """A share of the memory that programs can have on this machine now; infinite where Linux's /proc is not."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return math.inf
-    return share * next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("MemAvailable"))
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

@@ -15,7 +15,8 @@ import numpy as np
 from attn_jax import Seq2Seq, Transformer, TransformerConfig
 from experiments.runner import COLORS, Grid, new_figure
 from experiments.speed import decode
-from experiments.speed.measure import OURS, SLOW, Section, Work, alternate, free_mb, in_child
+from experiments.speed.measure import OURS, SLOW, Section, Work, alternate, in_child
+from experiments.speed.memory import free_mb
 from experiments.speed.work import TINY, Sizes, draw, our_config, our_training
 
 SWEEPS: dict[str, tuple[Mapping[str, Any], Sequence[int]]] = {

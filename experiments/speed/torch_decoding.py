@@ -1,6 +1,6 @@
 """Greedy and beam decoding in PyTorch, with the tricks of our own search.
 
-Embedding and input projection folded into one table (beforehand; ours multiplies at each step), the readout's product
+Embedding and input projection folded into one table beforehand, the readout's product
 with the values once a sentence, a memory that is never repeated over the beam, back-pointers and
 one walk back instead of moving sequences, the largest of a row in two stages, no gradient bookkeeping.
 """

@@ -43,8 +43,7 @@ def contest(sizes: Sizes, goals: list[Goal]) -> Contest:
             build = partial(flax_translator.training, sizes, data, unrolled=unrolled)
             contenders.append(Contender(name, precision, build, slow=unrolled))
     title = f"training step, {sizes}, {precision}"
-    row = "train" if (sizes.attention, precision) == ("general", "float32") else ""
-    return Contest(title, contenders, training_operations(sizes, data), goals, seconds=20, row=row)
+    return Contest(title, contenders, training_operations(sizes, data), goals, seconds=20)
 
 
 def torch_training(sizes: Sizes, data: Data, **options: bool) -> Work:

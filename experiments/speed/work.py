@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig
 from attn_jax.models.protocol import EOS_ID
 from attn_jax.training.step import batch_loss, init_state, make_optimizer, make_train_step
-from experiments.speed.measure import MB, Work, compile_for, count_operations, executable_mb
+from experiments.speed.measure import Work, compile_for, count_operations
+from experiments.speed.memory import MB, executable_mb
 
 SMOOTHING = 0.1
 LEARNING_RATE = 1e-3

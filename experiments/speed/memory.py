@@ -1,0 +1,61 @@
+"""How much memory is free, what an executable says that it needs, and what a call is seen to need."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MB = 1e6
+PROCESS = Path("/proc/self")
+M_TRIM_THRESHOLD = -1
+KEPT = 2**31 - 1 if "trim_threshold" in os.environ.get("GLIBC_TUNABLES", "") else 2**17
+"""Bytes of freed memory that glibc's allocator keeps: about as many as the command line lets it, or its own number."""
+
+
+def executable_mb(compiled: Any) -> float:
+    """What an executable holds at once, beside its arguments: temporaries and outputs."""
+    memory = compiled.memory_analysis()
+    return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / MB
+
+
+def free_mb(share: float = 0.8) -> float:
+    """That share of the memory that is available on this machine, in megabytes; infinite where /proc is not."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return math.inf
+    return share * next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("MemAvailable"))
+
+
+def growth_mb(call: Callable[[], Any]) -> float | None:
+    """By how many megabytes this process grows at most while a call runs; None where Linux does not tell.
+
+    It is called twice: once so that every arena of the allocator gives back what earlier calls left. So this is what a
+    call needs beside what is held from call to call (parameters, moments, data), in whatever it is written.
+    """
+    gc.collect()
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, 0)
+        try:
+            call()
+            libc.malloc_trim(0)
+            (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # the highest so far becomes what there is now
+            before = _status_mb("VmRSS")
+            call()
+            return _status_mb("VmHWM") - before
+        finally:
+            libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status_mb(which: str) -> float:
+    """What the process holds in memory now (``VmRSS``), or held at most (``VmHWM``)."""
+    lines = (PROCESS / "status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(which))
