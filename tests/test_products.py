@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attn_jax.functional.products import PRECISIONS, bf16_einsum, explicit_equation, float32_einsum
+from attn_jax.functional.products import (
+    PRECISIONS,
+    bf16_einsum,
+    explicit_equation,
+    float32_einsum,
+    transposed_product,
+)
 from tests.jaxprs import assert_products_accumulate_in_float32, equations
 
 EQUATIONS = [("bi,io->bo", (3, 4), (4, 5)), ("...i,io->...o", (2, 3, 4), (4, 5)), ("bti,oi->bto", (2, 3, 4), (5, 4))]
@@ -137,3 +143,11 @@ def test_a_product_has_forward_mode_and_second_derivatives(x64):
     for derivative in (jax.grad, jax.jacfwd, jax.hessian):
         both = (jax.jit(derivative(f, argnums=(0, 1)))(a, b) for f in (found, expected))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), *both)
+
+
+def test_the_gradient_of_a_matrix_may_leave_out_rows_without_one(rng):
+    a, d = (jax.random.normal(key, (4, 3, n)) for key, n in zip(jax.random.split(rng), (5, 6), strict=True))
+    real = np.array([7, 0, 3, 11, 12, 12])  # in any order, filled up with the number of rows
+    rows = np.isin(np.arange(12), real).reshape(4, 3, 1)
+    expected = transposed_product(jnp.einsum, a, d * rows)
+    np.testing.assert_allclose(transposed_product(jnp.einsum, a, d, real), expected, atol=1e-5)

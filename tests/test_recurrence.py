@@ -183,6 +183,21 @@ def test_deferred_gradients_are_the_plain_ones(x64, case, reverse):
             assert any(name in path and jnp.any(grad != 0) for path, grad in expected.items()), name
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_padding_may_be_left_out_of_weight_gradients(x64, name):
+    step, weights, carry, (inputs, mask) = cell_case(name)
+    real = np.flatnonzero(mask)  # step * batch + row
+    rows = np.concatenate([real[::-1], [TIME * BATCH] * 2])
+    every, some = (scalar(step, rows=given) for given in (None, rows))
+    args = weights, carry, (inputs, mask)
+    both = jax.jit(lambda *args: [float_gradients(f, *args) for f in (every, some)])
+    expected, found = both(*args)
+    assert_trees_close(found, expected, 1e-12)
+    without = float_gradients(scalar(step, rows=real[1:]), *args)
+    path = next(path for path in expected if "recurrent" in path)
+    assert jnp.abs(without[path] - expected[path]).max() > 1e-3  # the rows are what is summed over
+
+
 def test_finite_differences(x64):
     step, weights, carry, (x, mask) = cell_case("lstm")
     scan = jax.jit(lambda w, c, x: recurrent_scan(step, w, c, (x, mask)))

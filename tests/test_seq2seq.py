@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import chex
 import jax
@@ -149,15 +150,30 @@ def test_padding_past_what_location_attention_knows(rng):
     chex.assert_trees_all_close(run(padded), run(batch), atol=1e-6)
 
 
-def test_packed_targets_give_the_same_loss(rng):
-    model, batch = Seq2Seq(make_config()), make_batch()
-    params = random_params(model, batch)
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_targets_give_the_same_loss_and_gradient(kind, x64):
+    model, batch = Seq2Seq(make_config(**KINDS[kind], dropout=0.2)), make_batch()
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), random_params(model, batch))
     real = np.flatnonzero(batch.tgt_mask)
     packed = batch.replace(tgt_index=np.concatenate([real, [batch.tgt.size] * 3]).astype(np.int32))
-    loss = jax.jit(lambda batch: batch_loss(model, params, batch))
-    whole, part = loss(batch), loss(packed)
-    chex.assert_trees_all_close(whole, part, rtol=1e-5)
-    assert float(part.count) == batch.tgt_mask.sum()
+
+    @jax.jit
+    def outcome(params, batch):
+        rng = jax.random.key(3)
+        found = batch_loss(model, params, batch, rng, smoothing=0.1)
+        grads = jax.grad(lambda params: batch_loss(model, params, batch, rng, smoothing=0.1).loss)(params)
+        return found, grads, model.apply({"params": params}, batch, method="features")
+
+    (*whole, (features, weights)), (*part, (packed_features, packed_weights)) = map(
+        partial(outcome, params), (batch, packed)
+    )
+    chex.assert_trees_all_close(whole, part, atol=1e-10)
+    assert float(part[0].count) == batch.tgt_mask.sum()
+    counts = batch.tgt_mask[..., None]
+    np.testing.assert_allclose(packed_features, np.where(counts, features, 0), atol=1e-12)
+    if weights is not None:
+        counts = counts if weights.ndim == 3 else counts[:, None]
+        np.testing.assert_allclose(packed_weights, np.where(counts, weights, 0), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["hoisted", "multihead"])

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Array = jax.Array | np.ndarray
 Einsum = Callable[[str, Array, Array], Array]
@@ -103,7 +103,9 @@ def _bf16_backward(equation: str, residuals, d_out: Array):
 _bf16_product.defvjp(_bf16_forward, _bf16_backward)
 
 
-def transposed_product(einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, "*n o"]) -> Float[Array, "i o"]:
+def transposed_product(
+    einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, "*n o"], rows: Int[Array, " real"] | None = None
+) -> Float[Array, "i o"]:
     """``sum_n a_n^T d_n``: the gradient of a matrix that multiplied ``a``, from the gradient ``d`` of the product.
 
     XLA folds a plain transpose into the product, and on CPU a product over the leading axis of both operands can leave
@@ -114,6 +116,7 @@ def transposed_product(einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, 
       einsum: the product to use.
       a: ``[..., i]``.
       d: ``[..., o]``.
+      rows: ``[real]``, the flat positions of ``n`` to sum over, filled up with ``n``; None: all.
 
     Returns:
       ``[i, o]``.
@@ -122,7 +125,10 @@ def transposed_product(einsum: Einsum, a: Float[Array, "*n i"], d: Float[Array, 
       >>> transposed_product(jnp.einsum, jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0], [10.0]])).tolist()
       [[31.0], [42.0]]
     """
-    return einsum("in,no->io", _across(a), d.reshape(-1, d.shape[-1]))
+    a, d = a.reshape(-1, a.shape[-1]), d.reshape(-1, d.shape[-1])
+    if rows is not None:
+        a, d = jnp.take(a, rows, axis=0, mode="clip"), jnp.take(d, rows, axis=0, mode="fill", fill_value=0)
+    return einsum("in,no->io", _across(a), d)
 
 
 def float32_einsum(equation: str, a: Float[Array, " ..."], b: Float[Array, " ..."]) -> Float[Array, " ..."]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from attn_jax.functional.products import Einsum, explicit_equation, is_matrix, transposed_product
 
@@ -72,6 +72,7 @@ def recurrent_scan(
     reverse: bool = False,
     deferred: bool = True,
     einsum: Einsum = jnp.einsum,
+    rows: Int[Array, " real"] | None = None,
 ) -> tuple[Any, Any]:
     """Scans ``carry, output = step(einsum, weights, carry, input)`` over the first axis of ``inputs``.
 
@@ -90,6 +91,9 @@ def recurrent_scan(
       reverse: runs from the last step to the first; outputs stay in the order of the inputs.
       deferred: whether weight gradients are deferred.
       einsum: the product to use (see `attn_jax.functional.products`).
+      rows: ``[real]`` int, where a matrix multiplies ``[batch, ...]`` at each step: the flat positions ``step * batch +
+        row`` whose products have a gradient, filled up with ``time * batch``. The others are padding whose outputs
+        nobody differentiates, and deferred weight gradients leave them out. None: all have one.
 
     Returns:
       The last carry, and the outputs with leaves ``[time, ...]``.
@@ -121,31 +125,35 @@ def recurrent_scan(
         return (carry, outputs), operands
 
     @jax.custom_vjp
-    def run(weights, carry, inputs):
+    def run(weights, carry, inputs, rows):
         return scan(None, weights, carry, inputs)[0]
 
-    def forward(weights, carry, inputs):
+    def forward(weights, carry, inputs, rows):
         taps = [jnp.zeros((length, *product.out.shape), product.out.dtype) for product in products]
         out, backward_of, operands = jax.vjp(scan, taps, weights, carry, inputs, has_aux=True)
-        return out, (backward_of, operands, weights)
+        return out, (backward_of, operands, weights, rows)
 
     def backward(residuals, d_out):
-        backward_of, operands, weights = residuals
+        backward_of, operands, weights, rows = residuals
         d_taps, d_weights, d_carry, d_inputs = backward_of(d_out)
         leaves, d_leaves = jax.tree.leaves(weights), jax.tree.leaves(d_weights)
         for product, operand, d_product in zip(products, operands, d_taps, strict=True):
-            d_leaves[product.leaf] += _gradient_over_time(einsum, product, operand, leaves[product.leaf], d_product)
-        return jax.tree.unflatten(treedef, d_leaves), d_carry, d_inputs
+            d_leaves[product.leaf] += _gradient_over_time(
+                einsum, product, operand, leaves[product.leaf], d_product, rows
+            )
+        return jax.tree.unflatten(treedef, d_leaves), d_carry, d_inputs, None
 
     run.defvjp(forward, backward)
-    return run(weights, carry, inputs)
+    return run(weights, carry, inputs, rows)
 
 
-def _gradient_over_time(einsum: Einsum, product: _Product, operand: Array, weight: Array, d_product: Array) -> Array:
-    """``dW = sum_t operand_t^T d_t``, one product over all steps, at the precision of ``einsum``."""
+def _gradient_over_time(
+    einsum: Einsum, product: _Product, operand: Array, weight: Array, d_product: Array, rows: Array | None
+) -> Array:
+    """``dW = sum_t operand_t^T d_t``, one product over all steps (of a matrix: ``rows``), as precise as ``einsum``."""
     a, b, out = product.indices
     if is_matrix(a, b, out):
-        return transposed_product(einsum, operand, d_product).astype(weight.dtype)
+        return transposed_product(einsum, operand, d_product, rows).astype(weight.dtype)
     time = next(letter for letter in "tTzZ" if letter not in a + b + out)
     _, backward_of = jax.vjp(lambda w: einsum(f"{time}{a},{b}->{time}{out}", operand, w), weight)
     return backward_of(d_product)[0]

@@ -304,7 +304,7 @@ class Seq2Seq(nn.Module):
             inputs = self._mixed_inputs(inputs, teacher_forcing, keys, batch.src_mask, carry, masks, input_mask)
         embedded = self.tgt_embed(inputs)
         embedded = embedded if input_mask is None else embedded * input_mask
-        return self.decoder(embedded, keys, batch.src_mask, carry, masks=masks)
+        return self.decoder(embedded, keys, batch.src_mask, carry, masks=masks, index=batch.tgt_index)
 
     def attention_maps(self, batch: Batch) -> dict[str, Array]:
         """Every attention map for given pairs, as `attn_jax.models.transformer.Transformer.attention_maps` gives them.

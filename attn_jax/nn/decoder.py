@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from attn_jax.functional.products import PRECISIONS, Einsum
 from attn_jax.functional.recurrence import CELLS, hidden_of, recurrent_scan
@@ -118,6 +118,7 @@ class AttentionDecoder(nn.Module):
         carry: tuple,
         *,
         masks: DecoderMasks | None = None,
+        index: Int[Array, " real"] | None = None,
     ) -> tuple[Float[Array, "batch tgt_len features"], Float[Array, "batch *heads tgt_len src_len"] | None]:
         """Runs the decoder over known inputs.
 
@@ -127,6 +128,9 @@ class AttentionDecoder(nn.Module):
           mask: ``[batch, src_len]`` bool, True = a real position; None: all are.
           carry: the first state of each layer, leaves ``[batch, hidden]``.
           masks: dropout factors from `draw_masks`; None: no dropout.
+          index: ``[real]`` int, the flat positions ``row * tgt_len + step`` of the steps that count, filled up with
+            ``batch * tgt_len``. The others are padding after the end of a sentence: no input is multiplied there, and
+            features, weights and gradients are zero. None: all count.
 
         Returns:
           ``features [batch, tgt_len, features]``, and ``weights [batch, (heads,) tgt_len, src_len]`` or None.
@@ -142,21 +146,34 @@ class AttentionDecoder(nn.Module):
         def step(einsum: Einsum, weights: Any, state: DecoderState, x: _Input) -> tuple[DecoderState, _Output]:
             return pure.step_fn(einsum, *weights, state, x)
 
-        time = embedded.shape[1]
+        batch, time, _ = embedded.shape
         if masks is not None:
             masks = jax.tree.map(lambda m: jnp.broadcast_to(m, (time, *m.shape[1:])), masks)
         by_time = jnp.swapaxes(embedded, 0, 1)[:, :, None]  # [time, batch, 1, d]
-        xs = pure.project_input(einsum, params, by_time)._replace(masks=masks)
+        rows = None
+        if index is None:
+            xs = pure.project_input(einsum, params, by_time)
+        else:
+            rows = jnp.where(index < batch * time, index % time * batch + index // time, batch * time)
+            real = jnp.take(embedded.reshape(batch * time, -1), index, axis=0, mode="clip")
+            gates = pure.project_input(einsum, params, real).gates
+            spread = jnp.zeros((time * batch, gates.shape[-1]), gates.dtype).at[rows].add(gates, mode="drop")
+            xs = _Input(spread.reshape(time, batch, 1, -1), by_time if self.query_with_input else None, None)
         state = self.first_state(params, carry)
-        _, output = recurrent_scan(step, (params, memory), state, xs, einsum=einsum)
+        _, output = recurrent_scan(step, (params, memory), state, xs._replace(masks=masks), einsum=einsum, rows=rows)
         whole = _Output(
             *(None if array is None else jnp.swapaxes(array[:, :, 0], 0, 1) for array in output[:2]),
             weights=None if output.weights is None else jnp.moveaxis(output.weights[..., 0, :], 0, -2),
             features=None if output.features is None else jnp.swapaxes(output.features[:, :, 0], 0, 1),
         )
         dropped = None if masks is None else jnp.swapaxes(masks.features[:, :, 0], 0, 1)
-        whole = pure.complete(einsum, params, memory, whole, embedded, dropped)
-        return whole.features, whole.weights
+        _, _, weights, features = pure.complete(einsum, params, memory, whole, embedded, dropped)
+        if index is None:
+            return features, weights
+        counts = jnp.zeros(batch * time, bool).at[index].set(True, mode="drop").reshape(batch, time, 1)
+        if weights is not None:
+            weights = jnp.where(counts if weights.ndim == 3 else counts[:, None], weights, 0)
+        return jnp.where(counts, features, 0), weights
 
     # ------------------------------------------------------------------------------------------------- for a search
 
