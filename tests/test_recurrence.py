@@ -1,5 +1,7 @@
 """The recurrent scan and its cells."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,6 +243,33 @@ def test_no_weight_gradient_is_computed_inside_the_loop():
     step, *args = cell_case("lstm")
     assert weight_shaped_products(jax.grad(scalar(step, deferred=False)), *args) > 0
     assert weight_shaped_products(jax.grad(scalar(step, deferred=True)), *args) == 0
+
+
+def written_by_the_loops(step, *args):
+    """The shapes of all that the two loops of a gradient give, forward and backward."""
+    traced = jax.make_jaxpr(jax.grad(scalar(step), argnums=(0, 1, 2), allow_int=True))(*args)
+    loops = [eqn for eqn in equations(traced) if eqn.primitive.name == "scan"]
+    assert len(loops) == 2
+    return [[var.aval.shape for var in loop.outvars] for loop in loops]
+
+
+@pytest.mark.parametrize(("name", "written"), [("rnn", 1), ("lstm", 1), ("gru", 2)])
+def test_gradients_that_are_one_array_are_written_once(name, written):
+    """A GRU's candidate multiplies the product before it adds the input; elsewhere both have one gradient."""
+    step, *args = cell_case(name)
+    _, backward = written_by_the_loops(step, *args)
+    assert backward.count((TIME, BATCH, CELLS[name].gates * HIDDEN)) == written
+
+
+def test_operands_that_are_one_array_are_kept_once():
+    def step(einsum, weights, carry, x, again=lambda carry: carry):
+        output = einsum("bi,io->bo", again(carry), weights[1])
+        return jnp.tanh(einsum("bi,io->bo", carry, weights[0]) + x), output
+
+    args = [normal(3, HIDDEN, HIDDEN), normal(1, HIDDEN, 2)], normal(4, BATCH, HIDDEN), normal(5, TIME, BATCH, 1)
+    once, _ = written_by_the_loops(step, *args)
+    twice, _ = written_by_the_loops(partial(step, again=lambda carry: carry + 0), *args)
+    assert twice.count((TIME, BATCH, HIDDEN)) == once.count((TIME, BATCH, HIDDEN)) + 1
 
 
 def test_the_memory_gradient_of_dot_scores_leaves_the_loop_too():

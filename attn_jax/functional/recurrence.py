@@ -8,6 +8,7 @@ left in the cell is the one with the hidden state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,17 @@ Step = Callable[[Einsum, Any, Any, Any], tuple[Any, Any]]
 
 
 class _Product(NamedTuple):
-    """One deferred product of a step: ``out[...] = einsum(equation, operand, leaves[leaf])``."""
+    """One deferred product of a step: ``out[...] = einsum(equation, operands[operand], leaves[leaf])``.
+
+    Its gradient is the one of that number among those of all products, each by its tap, and then those of the inputs:
+    its own number unless the gradient of another is the same array, as it is where products and inputs are summed.
+    """
 
     leaf: int
+    operand: int
     indices: tuple[str, str, str]
     out: jax.ShapeDtypeStruct
+    gradient: int
 
 
 @jax.custom_jvp
@@ -45,7 +52,7 @@ def _tapped_jvp(primals, tangents):
 class _DeferredEinsum:
     """An einsum for one step: products with a constant leaf are recorded, their weight gradient is left to the taps."""
 
-    def __init__(self, einsum: Einsum, leaves: list[Array], taps: list[Array] | None):
+    def __init__(self, einsum: Einsum, leaves: list[Array], taps: list[Array | None] | None):
         self.einsum, self.leaves, self.taps = einsum, leaves, taps
         self.products: list[_Product] = []
         self.operands: list[Array] = []
@@ -54,12 +61,14 @@ class _DeferredEinsum:
         leaf = next((i for i, known in enumerate(self.leaves) if known is array), None)
         if leaf is None:
             return self.einsum(equation, operand, array)
-        out = self.einsum(equation, operand, lax.stop_gradient(array))
-        if self.taps is not None:
-            out = _tapped(out, self.taps[len(self.products)])
+        out, number = self.einsum(equation, operand, lax.stop_gradient(array)), len(self.products)
+        if self.taps is not None and self.taps[number] is not None:
+            out = _tapped(out, self.taps[number])
+        place = next((i for i, known in enumerate(self.operands) if known is operand), len(self.operands))
+        if place == len(self.operands):
+            self.operands.append(operand)
         indices = explicit_equation(equation, operand.ndim)
-        self.products.append(_Product(leaf, indices, jax.ShapeDtypeStruct(out.shape, out.dtype)))
-        self.operands.append(operand)
+        self.products.append(_Product(leaf, place, indices, jax.ShapeDtypeStruct(out.shape, out.dtype), number))
         return out
 
 
@@ -109,7 +118,7 @@ def recurrent_scan(
         return lax.scan(lambda c, x: step(einsum, weights, c, x), carry, inputs, reverse=reverse)
 
     treedef = jax.tree.structure(weights)
-    products = _products_of(step, einsum, weights, carry, inputs)
+    products: list[_Product] = []  # found when a gradient is asked for
     length = jax.tree.leaves(inputs)[0].shape[0]
 
     def scan(taps, weights, carry, inputs):
@@ -129,7 +138,11 @@ def recurrent_scan(
         return scan(None, weights, carry, inputs)[0]
 
     def forward(weights, carry, inputs, rows):
-        taps = [jnp.zeros((length, *product.out.shape), product.out.dtype) for product in products]
+        products[:] = _products_of(step, einsum, weights, carry, inputs)
+        taps = [
+            jnp.zeros((length, *product.out.shape), product.out.dtype) if product.gradient == number else None
+            for number, product in enumerate(products)
+        ]
         out, backward_of, operands = jax.vjp(scan, taps, weights, carry, inputs, has_aux=True)
         return out, (backward_of, operands, weights, rows)
 
@@ -137,7 +150,9 @@ def recurrent_scan(
         backward_of, operands, weights, rows = residuals
         d_taps, d_weights, d_carry, d_inputs = backward_of(d_out)
         leaves, d_leaves = jax.tree.leaves(weights), jax.tree.leaves(d_weights)
-        for product, operand, d_product in zip(products, operands, d_taps, strict=True):
+        gradients = [*d_taps, *jax.tree.leaves(d_inputs)]
+        for product in products:
+            operand, d_product = operands[product.operand], gradients[product.gradient]
             d_leaves[product.leaf] += _gradient_over_time(
                 einsum, product, operand, leaves[product.leaf], d_product, rows
             )
@@ -160,17 +175,32 @@ def _gradient_over_time(
 
 
 def _products_of(step: Step, einsum: Einsum, weights: Any, carry: Any, inputs: Any) -> list[_Product]:
-    """The products that one step defers, found by tracing it once without computing anything."""
-    found: list[_Product] = []
+    """The products that one step defers, found by tracing it and its gradient without computing anything."""
+    products: list[_Product] = []
 
-    def one_step(weights, carry, x):
+    def one_step(taps, weights, carry, x):
         leaves, treedef = jax.tree.flatten(weights)
-        product = _DeferredEinsum(einsum, leaves, None)
-        step(product, jax.tree.unflatten(treedef, leaves), carry, x)
-        found.extend(product.products)
+        product = _DeferredEinsum(einsum, leaves, taps)
+        out = step(product, jax.tree.unflatten(treedef, leaves), carry, x)
+        products[:] = product.products
+        return out
 
-    jax.eval_shape(one_step, weights, carry, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs))
-    return found
+    def gradients(taps, weights, carry, x):
+        out, backward_of = jax.vjp(lambda taps, x: one_step(taps, weights, carry, x), taps, x)
+        is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+        return backward_of(
+            jax.tree.map(lambda y: jnp.zeros_like(y) if is_float(y) else np.zeros(y.shape, jax.dtypes.float0), out)
+        )
+
+    x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
+    jax.eval_shape(partial(one_step, None), weights, carry, x)
+    variables = jax.make_jaxpr(gradients)([product.out for product in products], weights, carry, x).jaxpr.outvars
+    # An input's rather than another product's, which would need a tap.
+    order = [*range(len(products), len(variables)), *range(len(products))]
+    return [
+        product._replace(gradient=next(other for other in order if variables[other] is variables[number]))
+        for number, product in enumerate(products)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
