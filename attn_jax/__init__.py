@@ -18,7 +18,7 @@ _HOME = {
     "run": ("run_training",),
     "run_config": ("DataConfig", "RunConfig"),
     "models.posterior": ("posterior_attention",),
-    "models.protocol": ("Batch", "DecodeState", "StepOutput"),
+    "models.protocol": ("Batch", "DecodeState", "StepOutput", "search_variables"),
     "models.seq2seq": ("Seq2Seq", "Seq2SeqConfig"),
     "models.transformer": ("Transformer", "TransformerConfig"),
     "nn.attention": (

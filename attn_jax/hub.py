@@ -36,7 +36,8 @@ class Translator:
 
     Attributes:
       model: a linen module of one of `attn_jax.models.families.FAMILIES`.
-      params: its parameters; to change them assign others.
+      params: its parameters; to change them assign others. What searches fold of them (see
+        `attn_jax.models.protocol.Decoder`; up to 256 MB for a recurrent model) is kept with them.
       src_vocab, tgt_vocab: its vocabularies.
       search: how it searches unless told otherwise.
     """
@@ -57,7 +58,6 @@ class Translator:
                 )
         self.model, self.params, self.src_vocab, self.tgt_vocab = model, params, src_vocab, tgt_vocab
         self.search = search or SearchConfig()
-        self._searched: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------------------------------------------- on disk
 
@@ -176,7 +176,7 @@ class Translator:
                 room = min(room, max_len)
                 found = _search_batch(
                     self.model,
-                    self._variables(),
+                    self._variables,
                     batch,
                     np.where(src_len > 0, limits, 0).astype(np.int32),
                     numbers,
@@ -197,11 +197,20 @@ class Translator:
                 hypotheses[:] = [aligner.replace_unknown(self, sentence, each, replace_unknown) for each in hypotheses]
         return results
 
+    @property
+    def params(self) -> Any:
+        """The parameters."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params = params
+        self.__dict__.pop("_variables", None)
+
+    @cached_property
     def _variables(self) -> dict[str, Any]:
-        """What a search reads, made once for these parameters."""
-        if self._searched is None or self._searched["params"] is not self.params:
-            self._searched = search_variables(self.model, self.params)
-        return self._searched
+        """What a search reads."""
+        return search_variables(self.model, self.params)
 
     @property
     def max_src_len(self) -> int:
@@ -310,7 +319,7 @@ class Translator:
             empty = np.full(batch.src.shape[0] - len(rows), -1)
             tgt_ids, tgt_mask = targets.padded(np.concatenate([rows, empty]), longest)
             pairs = batch.replace(tgt=tgt_ids, tgt_mask=tgt_mask)
-            forced = jax.device_get(_force_batch(self.model, self._variables(), pairs, top_k=top_k))
+            forced = jax.device_get(_force_batch(self.model, self._variables, pairs, top_k=top_k))
             for row, index in enumerate(rows):
                 ids, src_ids = targets[index], sources[index]
                 weights = None if forced.weights is None else forced.weights[row, : len(ids), : len(src_ids)]

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator, greedy
+from attn_jax import Batch, OptimizerConfig, Seq2Seq, Seq2SeqConfig, Translator, greedy, search_variables
 from attn_jax.data.batching import BatchConfig, build_batches
 from attn_jax.data.batching import Sequences as Ids
 from attn_jax.data.tasks import FIRST_SYMBOL, TaskSequences, reverse_task
@@ -155,8 +155,9 @@ def pack(task: TaskSequences) -> tuple[Ids, Ids]:
 def translate(model: Seq2Seq, params: Any, batch: Batch) -> jax.Array:
     """Greedy outputs ``[batch, tgt_len]``, as long as the true ones."""
     longest = batch.tgt.shape[1]
-    state = model.apply({"params": params}, batch, longest, method="start")
-    step, limits = partial(model.apply, {"params": params}, method="step"), batch.tgt_mask.sum(-1)
+    variables = search_variables(model, params)
+    state = model.apply(variables, batch, longest, method="start")
+    step, limits = partial(model.apply, variables, method="step"), batch.tgt_mask.sum(-1)
     return greedy(step, state, max_len=longest, row_max_len=limits).tokens[:, 0]
 
 

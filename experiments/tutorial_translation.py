@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 
-from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, greedy, plot_attention
+from attn_jax import Batch, Seq2Seq, Seq2SeqConfig, greedy, plot_attention, search_variables
 from attn_jax.data.vocabulary import WordVocabulary
 from attn_jax.decoding import Hypotheses
 from attn_jax.models.protocol import EOS_ID, PAD_ID
@@ -127,8 +127,9 @@ def train(config: Config, model: Seq2Seq, batch: Batch) -> Fit:
 def translate(model: Seq2Seq, params: Any, batch: Batch) -> Hypotheses:
     """Greedy translations of the sources of a batch."""
     limit = 2 * batch.src.shape[1]
-    state = model.apply({"params": params}, batch, limit, method="start")
-    return greedy(partial(model.apply, {"params": params}, method="step"), state, max_len=limit)
+    variables = search_variables(model, params)
+    state = model.apply(variables, batch, limit, method="start")
+    return greedy(partial(model.apply, variables, method="step"), state, max_len=limit)
 
 
 def parts(params: Any) -> dict[str, dict[str, int]]:

@@ -47,7 +47,8 @@ def products_of_compiled_loops(text: str) -> list[list[tuple[int, ...]]]:
         for line in lines[computation]:
             if product := re.search(r"= \w+\[([\d,]*)\]\S* dot\(", line):
                 yield tuple(map(int, product[1].split(",")))
-            for called in re.findall(r"(?:calls|to_apply|body)=%?([\w.-]+)", line):
-                yield from products(called)
+            for called in re.findall(r"=\{?%?([\w.-]+)", line) + re.findall(r", %([\w.-]+)(?=[,}])", line):
+                if called in lines:  # a fusion's, a call's, a branch's, an inner loop's
+                    yield from products(called)
 
     return [list(products(body)) for body in re.findall(r"body=%?([\w.-]+)", text)]

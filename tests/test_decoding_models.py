@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from attn_jax.decoding import Ensemble, beam_search, ensemble_params, forced_decode, greedy, sample
-from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch
+from attn_jax.models.protocol import BOS_ID, EOS_ID, PAD_ID, Batch, search_variables
 from attn_jax.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from attn_jax.models.ssru import SSRUTransformer, SSRUTransformerConfig
 from attn_jax.models.transformer import Transformer, TransformerConfig
@@ -68,6 +68,7 @@ def model_and_variables(family):
 def searcher(family, search, **options):
     """One compiled search: ``(batch, prefix, first, *rest)``."""
     model, variables = model_and_variables(family)
+    variables = search_variables(model, variables["params"])
     max_len = options.pop("max_len", MAX_LEN)
 
     @jax.jit

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,6 +199,53 @@ def test_padding_may_be_left_out_of_weight_gradients(x64, name):
     without = float_gradients(scalar(step, rows=real[1:]), *args)
     path = next(path for path in expected if "recurrent" in path)
     assert jnp.abs(without[path] - expected[path]).max() > 1e-3  # the rows are what is summed over
+
+
+def test_rows_are_of_products_over_time_and_batch_alone(x64):
+    """A product with one more axis has more rows, and sums over all of them."""
+
+    def step(einsum, weights, carry, x):
+        seen = einsum("bki,io->bko", weights["memory"] * carry[:, None], weights["seen"])
+        return jnp.tanh(einsum("bi,io->bo", carry, weights["recurrent"]) + x + seen.sum(1)), carry
+
+    weights = {"memory": normal(1, BATCH, 3, HIDDEN), "seen": normal(2, HIDDEN, HIDDEN)}
+    args = weights | {"recurrent": normal(3, HIDDEN, HIDDEN)}, normal(4, BATCH, HIDDEN), normal(5, TIME, BATCH, HIDDEN)
+    every, all_rows = (scalar(step, rows=rows) for rows in (None, np.arange(TIME * BATCH)))
+    assert_trees_close(float_gradients(all_rows, *args), float_gradients(every, *args), 1e-12)
+
+
+def test_rows_are_a_vector_of_integers():
+    step, *args = cell_case("rnn")
+    for rows in (np.ones((2, 2), int), np.ones(3)):
+        with pytest.raises(ValueError, match=r"rows must be a vector of integers, found \w+ of shape"):
+            recurrent_scan(step, *args, rows=rows)
+
+
+def test_complex_and_scalar_products(x64):
+    def step(einsum, weights, carry, x):
+        first, second = einsum("i,i->", carry, weights[0]), einsum("i,i->", carry, weights[1])
+        return carry * first + x, (jnp.real(first), jnp.imag(second))
+
+    draw = lambda number, *shape: normal(number, *shape) + 1j * normal(number + 10, *shape)  # noqa: E731
+    args = [draw(1, 2), draw(2, 2)], draw(3, 2), draw(4, 3, 2)
+
+    def gradient(deferred):
+        outputs = lambda weights: recurrent_scan(step, weights, *args[1:], deferred=deferred)[1]  # noqa: E731
+        return jax.grad(lambda weights: sum(map(jnp.sum, outputs(weights))))(args[0])
+
+    chex.assert_trees_all_close(gradient(True), gradient(False), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_second_derivatives_in_reverse(x64, name):
+    step, *args = cell_case(name)
+
+    def of_gradient(deferred):
+        grads = lambda *args: float_gradients(scalar(step, deferred=deferred), *args)  # noqa: E731
+        return lambda *args: sum(jnp.sum(leaf**2) for leaf in grads(*args).values())
+
+    plain, deferred = (jax.jit(partial(float_gradients, of_gradient(d))) for d in (False, True))
+    assert_trees_close(deferred(*args), plain(*args), 1e-9)
 
 
 def test_finite_differences(x64):

@@ -152,28 +152,47 @@ def test_padding_past_what_location_attention_knows(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_targets_give_the_same_loss_and_gradient(kind, x64):
-    model, batch = Seq2Seq(make_config(**KINDS[kind], dropout=0.2)), make_batch()
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), random_params(model, batch))
+    check_packed(kind, jnp.float64, 1e-10)
+
+
+@pytest.mark.parametrize("options", [{"precision": "bfloat16"}, {"teacher_forcing": 0.5}, {"filled": 0}])
+def test_packed_targets_under_other_conditions(options):
+    check_packed("luong", jnp.float32, 1e-4, **options)
+
+
+@pytest.mark.parametrize("index", [np.zeros((2, 2), np.int32), np.zeros(3)])
+def test_a_packed_index_is_a_vector_of_integers(index):
+    model, batch = Seq2Seq(make_config()), make_batch()
+    with pytest.raises(AssertionError, match=r"rank|type"):
+        jax.eval_shape(model.init, jax.random.key(0), batch.replace(tgt_index=index))
+
+
+def check_packed(kind, dtype, tolerance, *, precision="float32", teacher_forcing=None, filled=3):
+    """Loss, gradients, features and weights of a batch, with and without the index of its real targets."""
+    model = Seq2Seq(make_config(**KINDS[kind], dropout=0.2, precision=precision))
+    batch = make_batch() if filled else make_batch(rows=1)  # a single sentence has no padding
+    params = jax.tree.map(lambda p: p.astype(dtype), random_params(model, batch))
     real = np.flatnonzero(batch.tgt_mask)
-    packed = batch.replace(tgt_index=np.concatenate([real, [batch.tgt.size] * 3]).astype(np.int32))
+    packed = batch.replace(tgt_index=np.concatenate([real, [batch.tgt.size] * filled]).astype(np.int32))
+    options = {"smoothing": 0.1, "teacher_forcing": teacher_forcing}
 
     @jax.jit
     def outcome(params, batch):
         rng = jax.random.key(3)
-        found = batch_loss(model, params, batch, rng, smoothing=0.1)
-        grads = jax.grad(lambda params: batch_loss(model, params, batch, rng, smoothing=0.1).loss)(params)
+        found = batch_loss(model, params, batch, rng, **options)
+        grads = jax.grad(lambda params: batch_loss(model, params, batch, rng, **options).loss)(params)
         return found, grads, model.apply({"params": params}, batch, method="features")
 
     (*whole, (features, weights)), (*part, (packed_features, packed_weights)) = map(
         partial(outcome, params), (batch, packed)
     )
-    chex.assert_trees_all_close(whole, part, atol=1e-10)
+    chex.assert_trees_all_close(whole, part, atol=tolerance)
     assert float(part[0].count) == batch.tgt_mask.sum()
     counts = batch.tgt_mask[..., None]
-    np.testing.assert_allclose(packed_features, np.where(counts, features, 0), atol=1e-12)
+    np.testing.assert_allclose(packed_features, np.where(counts, features, 0), atol=tolerance)
     if weights is not None:
         counts = counts if weights.ndim == 3 else counts[:, None]
-        np.testing.assert_allclose(packed_weights, np.where(counts, weights, 0), atol=1e-12)
+        np.testing.assert_allclose(packed_weights, np.where(counts, weights, 0), atol=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["hoisted", "multihead"])

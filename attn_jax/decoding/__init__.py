@@ -8,7 +8,7 @@ A jitted entry point closes over the model and compiles once for each shape::
         step = partial(model.apply, variables, method="step")
         return beam_search(step, state, max_len=max_len, beam=5, active=batch.src_mask.any(-1))
 
-``variables`` are ``{"params": params}``, or, for fewer products a step, `attn_jax.models.protocol.search_variables`.
+``variables`` are ``{"params": params}``, or, for fewer products a step, `attn_jax.search_variables`.
 """
 
 from attn_jax.decoding.beam import beam_search

@@ -50,10 +50,13 @@ def _tapped_jvp(primals, tangents):
 
 
 class _DeferredEinsum:
-    """An einsum for one step: products with a constant leaf are recorded, their weight gradient is left to the taps."""
+    """An einsum for one step: products with a leaf of the weights are recorded, and read what is ``held`` for it.
 
-    def __init__(self, einsum: Einsum, leaves: list[Array], taps: list[Array | None] | None):
-        self.einsum, self.leaves, self.taps = einsum, leaves, taps
+    What is differentiated are the leaves, so the gradient of such a product is that of its tap and no other.
+    """
+
+    def __init__(self, einsum: Einsum, leaves: list[Array], held: list[Array], taps: list[Array | None] | None):
+        self.einsum, self.leaves, self.held, self.taps = einsum, leaves, held, taps
         self.products: list[_Product] = []
         self.operands: list[Array] = []
 
@@ -61,7 +64,7 @@ class _DeferredEinsum:
         leaf = next((i for i, known in enumerate(self.leaves) if known is array), None)
         if leaf is None:
             return self.einsum(equation, operand, array)
-        out, number = self.einsum(equation, operand, lax.stop_gradient(array)), len(self.products)
+        out, number = self.einsum(equation, operand, self.held[leaf]), len(self.products)
         if self.taps is not None and self.taps[number] is not None:
             out = _tapped(out, self.taps[number])
         place = next((i for i, known in enumerate(self.operands) if known is operand), len(self.operands))
@@ -89,8 +92,8 @@ def recurrent_scan(
     operand, W)`` is not accumulated inside the backward loop, one small product a step. The loop only collects the
     gradients ``d_t`` of the products, and one large product after it gives ``dW = sum_t operand_t^T d_t``: the same
     values, from a product large enough to run at the speed of the machine. Attention memories in ``weights`` profit
-    alike; leaves used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``: for forward
-    mode (jvp, Hessians) set ``deferred=False``.
+    alike; leaves used in any other way are differentiated as usual. The reverse mode is a ``custom_vjp``, which may be
+    differentiated in turn: for forward mode alone (jvp) set ``deferred=False``.
 
     Args:
       step: a pure function; it must close over no tracer, so everything it reads comes in ``weights``.
@@ -100,12 +103,15 @@ def recurrent_scan(
       reverse: runs from the last step to the first; outputs stay in the order of the inputs.
       deferred: whether weight gradients are deferred.
       einsum: the product to use (see `attn_jax.functional.products`).
-      rows: ``[real]`` int, where a matrix multiplies ``[batch, ...]`` at each step: the flat positions ``step * batch +
-        row`` whose products have a gradient, filled up with ``time * batch``. The others are padding whose outputs
-        nobody differentiates, and deferred weight gradients leave them out. None: all have one.
+      rows: ``[real]`` int, where steps work on ``[batch, ...]``: the flat positions ``step * batch + row`` at which
+        products have a gradient, filled up with ``time * batch``. The others are padding whose outputs nobody
+        differentiates, and the deferred gradient of a matrix leaves them out. None: all have one.
 
     Returns:
       The last carry, and the outputs with leaves ``[time, ...]``.
+
+    Raises:
+      ValueError: if ``rows`` is no vector of integers.
 
     Example:
       >>> step = lambda einsum, w, h, x: ((h := jnp.tanh(x + einsum("i,io->o", h, w))), h)
@@ -113,6 +119,8 @@ def recurrent_scan(
       >>> [round(float(h), 4) for h in outputs[:, 0]]
       [0.7616, 0.9427, 0.9597]
     """
+    if rows is not None and not (rows.ndim == 1 and jnp.issubdtype(rows.dtype, jnp.integer)):
+        raise ValueError(f"rows must be a vector of integers, found {rows.dtype} of shape {rows.shape}")
     weights, carry, inputs = jax.tree.map(jnp.asarray, (weights, carry, inputs))
     if not deferred:
         return lax.scan(lambda c, x: step(einsum, weights, c, x), carry, inputs, reverse=reverse)
@@ -121,12 +129,12 @@ def recurrent_scan(
     products: list[_Product] = []  # found when a gradient is asked for
     length = jax.tree.leaves(inputs)[0].shape[0]
 
-    def scan(taps, weights, carry, inputs):
+    def scan(held, taps, weights, carry, inputs):
         leaves = jax.tree.leaves(weights)
 
         def body(carry, xs):
             step_taps, x = xs
-            product = _DeferredEinsum(einsum, leaves, step_taps)
+            product = _DeferredEinsum(einsum, leaves, held, step_taps)
             carry, output = step(product, jax.tree.unflatten(treedef, leaves), carry, x)
             return carry, (output, product.operands)
 
@@ -135,7 +143,7 @@ def recurrent_scan(
 
     @jax.custom_vjp
     def run(weights, carry, inputs, rows):
-        return scan(None, weights, carry, inputs)[0]
+        return scan(jax.tree.leaves(weights), None, weights, carry, inputs)[0]
 
     def forward(weights, carry, inputs, rows):
         products[:] = _products_of(step, einsum, weights, carry, inputs)
@@ -143,7 +151,8 @@ def recurrent_scan(
             jnp.zeros((length, *product.out.shape), product.out.dtype) if product.gradient == number else None
             for number, product in enumerate(products)
         ]
-        out, backward_of, operands = jax.vjp(scan, taps, weights, carry, inputs, has_aux=True)
+        run_tapped = partial(scan, jax.tree.leaves(weights))
+        out, backward_of, operands = jax.vjp(run_tapped, taps, weights, carry, inputs, has_aux=True)
         return out, (backward_of, operands, weights, rows)
 
     def backward(residuals, d_out):
@@ -168,7 +177,8 @@ def _gradient_over_time(
     """``dW = sum_t operand_t^T d_t``, one product over all steps (of a matrix: ``rows``), as precise as ``einsum``."""
     a, b, out = product.indices
     if is_matrix(a, b, out):
-        return transposed_product(einsum, operand, d_product, rows).astype(weight.dtype)
+        by_row = operand.size == operand.shape[0] * operand.shape[1] * operand.shape[-1]  # no axis but time and batch
+        return transposed_product(einsum, operand, d_product, rows if by_row else None).astype(weight.dtype)
     time = next(letter for letter in "tTzZ" if letter not in a + b + out)
     _, backward_of = jax.vjp(lambda w: einsum(f"{time}{a},{b}->{time}{out}", operand, w), weight)
     return backward_of(d_product)[0]
@@ -180,21 +190,18 @@ def _products_of(step: Step, einsum: Einsum, weights: Any, carry: Any, inputs: A
 
     def one_step(taps, weights, carry, x):
         leaves, treedef = jax.tree.flatten(weights)
-        product = _DeferredEinsum(einsum, leaves, taps)
+        product = _DeferredEinsum(einsum, leaves, leaves, taps)
         out = step(product, jax.tree.unflatten(treedef, leaves), carry, x)
         products[:] = product.products
-        return out
+        return [y for y in jax.tree.leaves(out) if jnp.issubdtype(jnp.result_type(y), jnp.inexact)]
 
-    def gradients(taps, weights, carry, x):
-        out, backward_of = jax.vjp(lambda taps, x: one_step(taps, weights, carry, x), taps, x)
-        is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
-        return backward_of(
-            jax.tree.map(lambda y: jnp.zeros_like(y) if is_float(y) else np.zeros(y.shape, jax.dtypes.float0), out)
-        )
+    def gradients(taps, weights, carry, x, d_out):
+        return jax.vjp(lambda taps, x: one_step(taps, weights, carry, x), taps, x)[1](d_out)
 
     x = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
-    jax.eval_shape(partial(one_step, None), weights, carry, x)
-    variables = jax.make_jaxpr(gradients)([product.out for product in products], weights, carry, x).jaxpr.outvars
+    d_out = jax.eval_shape(partial(one_step, None), weights, carry, x)
+    taps = [product.out for product in products]
+    variables = jax.make_jaxpr(gradients)(taps, weights, carry, x, d_out).jaxpr.outvars
     # An input's rather than another product's, which would need a tap.
     order = [*range(len(products), len(variables)), *range(len(products))]
     return [

@@ -31,8 +31,8 @@ class Batch:
         None when there is nothing to compare with (decoding).
       tgt_mask: ``[batch, tgt_len]`` bool, or None with ``tgt``.
       tgt_index: ``[capacity]`` int32, the flat positions ``row * tgt_len + column`` of the real target tokens, each
-        once, filled up with ``batch * tgt_len`` (one past the end). With it the loss computes logits for real tokens
-        only.
+        once, filled up with ``batch * tgt_len`` (one past the end). With it models leave out padding, which must follow
+        the last real token of its row: the loss computes no logits for it, a recurrent decoder multiplies no input.
       links: ``[capacity, 3]`` int32, known alignments for guided training: row, target and source position of tokens
         that belong together, filled up with ``(batch, 0, 0)``. None: nothing is known.
     """
@@ -127,6 +127,9 @@ def check_target(batch: Batch, rank: int) -> None:
     chex.assert_type(batch.tgt_mask, bool)
     chex.assert_shape(batch.tgt_mask, batch.tgt.shape[:2])
     chex.assert_equal_shape_prefix([batch.src, batch.tgt], 1)
+    if batch.tgt_index is not None:
+        chex.assert_rank(batch.tgt_index, 1)
+        chex.assert_type(batch.tgt_index, int)
 
 
 def shift_right(tgt: Array) -> Array:

@@ -385,7 +385,8 @@ class Seq2Seq(nn.Module):
             return {}
         embedding = self.tgt_embed.variables["params"]["embedding"]
         table = jax.eval_shape(self.decoder.input_gates, embedding)
-        return {"gates": self.decoder.input_gates(embedding)} if table.size * 4 <= FOLDED_BYTES else {}
+        fits = table.size * table.dtype.itemsize <= FOLDED_BYTES
+        return {"gates": self.decoder.input_gates(embedding)} if fits else {}
 
     def step(self, tokens: Array, state: DecodeState) -> StepOutput:
         """One decoding step; see `attn_jax.models.protocol.Decoder`."""

@@ -128,9 +128,9 @@ class AttentionDecoder(nn.Module):
           mask: ``[batch, src_len]`` bool, True = a real position; None: all are.
           carry: the first state of each layer, leaves ``[batch, hidden]``.
           masks: dropout factors from `draw_masks`; None: no dropout.
-          index: ``[real]`` int, the flat positions ``row * tgt_len + step`` of the steps that count, filled up with
-            ``batch * tgt_len``. The others are padding after the end of a sentence: no input is multiplied there, and
-            features, weights and gradients are zero. None: all count.
+          index: ``[real]`` int, the flat positions ``row * tgt_len + step`` of the steps that count, each once, filled
+            up with ``batch * tgt_len``. The others are padding after the end of a sentence: no input is multiplied
+            there, and features, weights and gradients are zero. None: all count.
 
         Returns:
           ``features [batch, tgt_len, features]``, and ``weights [batch, (heads,) tgt_len, src_len]`` or None.
@@ -149,16 +149,17 @@ class AttentionDecoder(nn.Module):
         batch, time, _ = embedded.shape
         if masks is not None:
             masks = jax.tree.map(lambda m: jnp.broadcast_to(m, (time, *m.shape[1:])), masks)
-        by_time = jnp.swapaxes(embedded, 0, 1)[:, :, None]  # [time, batch, 1, d]
-        rows = None
+        by_time, rows = jnp.swapaxes(embedded, 0, 1)[:, :, None], None  # [time, batch, 1, d]
         if index is None:
             xs = pure.project_input(einsum, params, by_time)
         else:
-            rows = jnp.where(index < batch * time, index % time * batch + index // time, batch * time)
+            chex.assert_rank(index, 1)
+            chex.assert_type(index, int)
+            rows = jnp.where(index < batch * time, index % time * batch + index // time, batch * time)  # time first
             real = jnp.take(embedded.reshape(batch * time, -1), index, axis=0, mode="clip")
-            gates = pure.project_input(einsum, params, real).gates
+            gates = pure.input_gates_fn(einsum, params, real)
             spread = jnp.zeros((time * batch, gates.shape[-1]), gates.dtype).at[rows].add(gates, mode="drop")
-            xs = _Input(spread.reshape(time, batch, 1, -1), by_time if self.query_with_input else None, None)
+            xs = pure.project_input(einsum, params, by_time, spread.reshape(time, batch, 1, -1))
         state = self.first_state(params, carry)
         _, output = recurrent_scan(step, (params, memory), state, xs._replace(masks=masks), einsum=einsum, rows=rows)
         whole = _Output(
@@ -215,8 +216,8 @@ class AttentionDecoder(nn.Module):
         return self.prepare(keys, mask), self.first_state(self.raw_params(), carry)
 
     def input_gates(self, embedded: Float[Array, "*batch d"]) -> Float[Array, "*batch gates"]:
-        """What the first layer (or ``squeeze``) makes of an embedded input alone."""
-        return self.project_input(PRECISIONS[self.precision], self.raw_params(), embedded).gates
+        """What the first layer (or ``squeeze``) makes of embedded inputs alone, for `step`."""
+        return self.input_gates_fn(PRECISIONS[self.precision], self.raw_params(), embedded)
 
     def step(
         self,
@@ -240,19 +241,23 @@ class AttentionDecoder(nn.Module):
         chex.assert_tree_shape_prefix(memory, embedded.shape[:1])
         chex.assert_tree_shape_prefix(state, embedded.shape[:2])
         pure, einsum, params = self.clone(parent=None), PRECISIONS[self.precision], self.raw_params()
-        if gates is None:
-            gates = self.input_gates(embedded)
-        x = _Input(gates, embedded if self.query_with_input else None, None)
+        if gates is not None:
+            chex.assert_shape(gates, (*embedded.shape[:2], None))
+        x = pure.project_input(einsum, params, embedded, gates)
         state, output = pure.step_fn(einsum, params, memory, state, x)
         output = pure.complete(einsum, params, memory, output, embedded, None)
         return state, output.features, output.weights
 
     # ----------------------------------------------------------------- pure functions of raw arrays: safe in a scan
 
-    def project_input(self, einsum: Einsum, params: Any, embedded: Array) -> _Input:
+    def input_gates_fn(self, einsum: Einsum, params: Any, embedded: Array) -> Array:
         """What of the first layer's gates (or of ``squeeze``) depends on the input alone; leading axes are free."""
         bias = params["squeeze_bias" if self.squeeze else "bias_0"]
-        gates = einsum("...i,io->...o", embedded, params["input"]) + bias
+        return einsum("...i,io->...o", embedded, params["input"]) + bias
+
+    def project_input(self, einsum: Einsum, params: Any, embedded: Array, gates: Array | None = None) -> _Input:
+        """A step's input, or that of all steps, without dropout; ``gates`` if they are known."""
+        gates = self.input_gates_fn(einsum, params, embedded) if gates is None else gates
         return _Input(gates, embedded if self.query_with_input else None, None)
 
     def step_fn(

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from attn_jax import Batch, Seq2Seq, Transformer, TransformerConfig, beam_search, greedy
-from attn_jax.models.protocol import search_variables
+from attn_jax import Batch, Seq2Seq, Transformer, TransformerConfig, beam_search, greedy, search_variables
 from experiments.speed.measure import (
     OURS,
     Contender,

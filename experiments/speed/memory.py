@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 MB = 1e6
 PROCESS = Path("/proc/self")
-M_TRIM_THRESHOLD = -1
-KEPT = 2**31 - 1 if "trim_threshold" in os.environ.get("GLIBC_TUNABLES", "") else 2**17
-"""Bytes of freed memory that glibc's allocator keeps: about as many as the command line lets it, or its own number."""
+M_TRIM_THRESHOLD = -1  # of malloc.h
 
 
 def executable_mb(compiled: Any) -> float:
@@ -23,7 +23,7 @@ def executable_mb(compiled: Any) -> float:
     return (memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes) / MB
 
 
-def free_mb(share: float = 0.8) -> float:
+def free_mb(share: float = 0.85) -> float:
     """That share of the memory that is available on this machine, in megabytes; infinite where /proc is not."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -33,15 +33,19 @@ def free_mb(share: float = 0.8) -> float:
 
 
 def growth_mb(call: Callable[[], Any]) -> float | None:
-    """By how many megabytes this process grows at most while a call runs; None where Linux does not tell.
+    """By how many megabytes this process grows at most while a call runs; None but on CPU and Linux.
 
     It is called twice: once so that every arena of the allocator gives back what earlier calls left. So this is what a
     call needs beside what is held from call to call (parameters, moments, data), in whatever it is written.
     """
+    if jax.default_backend() != "cpu":
+        return None
     gc.collect()
+    keeps_freed = "trim_threshold" in os.environ.get("GLIBC_TUNABLES", "")  # all of it, as the command line has it
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, 0)
+        if keeps_freed:
+            libc.mallopt(M_TRIM_THRESHOLD, 0)
         try:
             call()
             libc.malloc_trim(0)
@@ -50,7 +54,8 @@ def growth_mb(call: Callable[[], Any]) -> float | None:
             call()
             return _status_mb("VmHWM") - before
         finally:
-            libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+            if keeps_freed:
+                libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return None
 
