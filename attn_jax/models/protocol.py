@@ -97,6 +97,9 @@ def search_variables(model: Any, params: Any) -> dict[str, Any]:
     Args:
       model: with the decoding protocol.
       params: its parameters.
+
+    Returns:
+      ``{"params": params, "folded": ...}``.
     """
     return {"params": params, "folded": _fold(model, params)}
 
