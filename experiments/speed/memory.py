@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def free_mb(share: float = 0.85) -> float:
 def growth_mb(call: Callable[[], Any]) -> float | None:
     """By how many megabytes this process grows at most while a call runs; None but on CPU and Linux.
 
-    It is called twice: once so that every arena of the allocator gives back what earlier calls left. So this is what a
-    call needs beside what is held from call to call (parameters, moments, data), in whatever it is written.
+    What earlier calls left in the allocator is given back before, so this is what a call needs beside what is held from
+    call to call (parameters, moments, data), in whatever it is written. What another thread frees too late to be given
+    back is not seen to grow, so the larger of two calls counts, after a first one that warms up.
     """
     if jax.default_backend() != "cpu":
         return None
@@ -48,16 +50,21 @@ def growth_mb(call: Callable[[], Any]) -> float | None:
             libc.mallopt(M_TRIM_THRESHOLD, 0)
         try:
             call()
-            libc.malloc_trim(0)
-            (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # the highest so far becomes what there is now
-            before = _status_mb("VmRSS")
-            call()
-            return _status_mb("VmHWM") - before
+            return max(_growth_of(call, libc) for _ in range(2))
         finally:
             if keeps_freed:
                 libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     except (OSError, AttributeError):
         return None
+
+
+def _growth_of(call: Callable[[], Any], libc: ctypes.CDLL) -> float:
+    time.sleep(0.05)
+    libc.malloc_trim(0)
+    (PROCESS / "clear_refs").write_text("5", encoding="ascii")  # the highest so far becomes what there is now
+    before = _status_mb("VmRSS")
+    call()
+    return _status_mb("VmHWM") - before
 
 
 def _status_mb(which: str) -> float:
