@@ -38,13 +38,14 @@ SLOW = 10.0
 class Work(NamedTuple):
     """Something to time: a call that waits for its result; of a JAX executable also its memory and compilation.
 
-    ``ready`` says that the first call compiles nothing.
+    ``ready`` says that the first call compiles nothing, ``elsewhere`` that another process works.
     """
 
     call: Callable[[], Any]
     memory_mb: float | None = None
     compile_s: float | None = None
     ready: bool = False
+    elsewhere: bool = False
 
 
 class Contender(NamedTuple):
@@ -217,9 +218,10 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
         first[contender.name] = ended - began
         if work.ready and ended - built > SLOW:
             known[contender.name] = ended - built
-        works[contender.name] = work.call
+        works[contender.name] = work
         entry |= {"memory_mb": work.memory_mb, "compile_s": work.compile_s}
-    times = alternate(works, 0 if quick else contest.seconds, least=1 if quick else 5, known=known)
+    calls = {name: work.call for name, work in works.items()}
+    times = alternate(calls, 0 if quick else contest.seconds, least=1 if quick else 5, known=known)
     ours = float(np.median(times[OURS])) if OURS in times else None
     for name, seconds in times.items():
         entry, median = found[name], float(np.median(seconds))
@@ -234,8 +236,8 @@ def compete(contest: Contest, rates: Mapping[str, float], *, quick: bool = False
             entry["ratio_quartiles"] = np.quantile(seconds / times[OURS], (0.25, 0.75)).tolist()
         if contest.operations and entry["precision"] in rates:
             entry["floor_percent"] = 100 * contest.operations / rates[entry["precision"]] / median
-        if median < SLOW:
-            entry["peak_mb"] = growth_mb(works[name])
+        if median < SLOW and not works[name].elsewhere:
+            entry["peak_mb"] = growth_mb(works[name].call)
     goals = verdicts(found, contest.goals)
     if emulated:
         goals = [

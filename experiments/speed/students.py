@@ -143,7 +143,7 @@ def eight_bits(count: int) -> Work:
         return json.loads(answer)
 
     ask(json.dumps([settings, cores(), text]))
-    return Work(call)
+    return Work(call, elsewhere=True)
 
 
 if __name__ == "__main__":
