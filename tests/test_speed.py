@@ -165,8 +165,8 @@ def test_operations_of_a_training_step_by_hand():
     data = work.draw(TINY)
     encoder = 2 * (2 * 4 * 5) * 8 * 24
     of_source = 2 * (4 * 5 * 16 * 16) + 2 * 4 * 16 * 16  # the keys, the values of the readout, the bridges
-    decoder = 4 * 4 * (8 * 64 + 2 * 16 * 64 + 16 * 16) + 2 * (4 * 4 * 5 * 16)
-    output = data.tokens * 16 * 40
+    decoder = 4 * 4 * (2 * 16 * 64 + 16 * 16) + 2 * (4 * 4 * 5 * 16)
+    output = data.tokens * (8 * 64 + 16 * 40)  # and the decoder's inputs: of real targets alone
     assert work.training_operations(TINY, data) == 3 * 2 * (encoder + of_source + decoder + output)
 
 
