@@ -150,7 +150,7 @@ def test_padding_past_what_location_attention_knows(rng):
     chex.assert_trees_all_close(run(padded), run(batch), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["luong", "none", "tutorial", "hoisted", "local", "multihead", "tied"])
 def test_packed_targets_give_the_same_loss_and_gradient(kind, x64):
     check_packed(kind, jnp.float64, 1e-10)
 
@@ -179,8 +179,12 @@ def check_packed(kind, dtype, tolerance, *, precision="float32", teacher_forcing
     @jax.jit
     def outcome(params, batch):
         rng = jax.random.key(3)
-        found = batch_loss(model, params, batch, rng, **options)
-        grads = jax.grad(lambda params: batch_loss(model, params, batch, rng, **options).loss)(params)
+
+        def loss(params):
+            found = batch_loss(model, params, batch, rng, **options)
+            return found.loss, found
+
+        grads, found = jax.grad(loss, has_aux=True)(params)
         return found, grads, model.apply({"params": params}, batch, method="features")
 
     (*whole, (features, weights)), (*part, (packed_features, packed_weights)) = map(
