@@ -34,6 +34,19 @@ def assert_products_accumulate_in_float32(function, *args) -> int:
     return narrow
 
 
+def operand_types_of_products(text: str) -> set[str]:
+    """Of all matrix products of an executable's ``as_text()``."""
+    types, found = {}, set()
+    for line in text.splitlines():
+        if re.match(r"(?:ENTRY )?%?[\w.-]+ \(.*{$", line):
+            types = {}
+        elif defined := re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (\w+)\[", line):
+            types[defined[1]] = defined[2]
+        if product := re.search(r" dot\((.*?)\)", line):
+            found |= {types[name] for name in re.findall(r"([\w.-]+)(?:,|$)", product[1])}
+    return found
+
+
 def products_of_compiled_loops(text: str) -> list[list[tuple[int, ...]]]:
     """The shape of every matrix product in the body of each loop of an executable's ``as_text()``, however deep."""
     lines: dict[str, list[str]] = {}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax.functional import products
 from attn_jax.functional.products import (
     PRECISIONS,
     bf16_einsum,
@@ -14,7 +15,7 @@ from attn_jax.functional.products import (
     float32_einsum,
     transposed_product,
 )
-from tests.jaxprs import assert_products_accumulate_in_float32, equations
+from tests.jaxprs import assert_products_accumulate_in_float32, equations, operand_types_of_products
 
 EQUATIONS = [("bi,io->bo", (3, 4), (4, 5)), ("...i,io->...o", (2, 3, 4), (4, 5)), ("bti,oi->bto", (2, 3, 4), (5, 4))]
 
@@ -131,6 +132,27 @@ def test_the_gradient_of_a_matrix_sums_over_the_first_axis_of_one_operand_alone(
         assert len(sums) >= 2 and all(len(left) == 1 and (left, right) != ((0,), (0,)) for left, right in sums)
         compiled = jax.jit(gradient).lower(b, a).compile().as_text()
         assert "lhs_contracting_dims={1}" in compiled and "lhs_contracting_dims={0}" not in compiled
+
+
+def test_no_gradient_multiplies_wider_than_the_product_where_the_processor_has_narrow_ones(rng):
+    a, b = operands(rng, (2, 20, 64), (64, 48))
+    product = partial(bf16_einsum, "tbi,io->tbo")
+    gradients = jax.grad(lambda a, b: jnp.sum(jnp.sin(product(a, b))), argnums=(0, 1))
+    types = [operand_types_of_products(jax.jit(f).lower(a, b).compile().as_text()) for f in (product, gradients)]
+    assert types[0] == types[1] in ({"bf16"}, {"f32"})
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(3, 3), (40, 1)])
+def test_few_rows_sum_a_block_of_columns_after_the_other(rng, monkeypatch, rows, blocks):
+    monkeypatch.setattr(products, "WIDEST_SUM", 4)
+    monkeypatch.setattr(products, "FEW_ROWS", 12)
+    a, b = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in operands(rng, (rows, 4, 6), (6, 10)))
+    found, expected = (
+        jax.grad(lambda a, einsum=einsum: jnp.sum(einsum("tbi,io->tbo", a, b))) for einsum in (bf16_einsum, jnp.einsum)
+    )
+    np.testing.assert_allclose(found(a), expected(a), atol=1e-5)
+    unused = 2  # the product itself, and the gradient of b
+    assert assert_products_accumulate_in_float32(found, a) == blocks + unused
 
 
 def test_a_product_has_forward_mode_and_second_derivatives(x64):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from attn_jax.functional.products import PRECISIONS
-from attn_jax.functional.recurrence import CELLS, Einsum, recurrent_scan, where_real
+from attn_jax.functional.recurrence import CELLS, Einsum, Step, recurrent_scan, where_real
 from attn_jax.nn.dropout import Dropout, dropout_mask
 from attn_jax.nn.settings import check_one_of, check_share
 
@@ -72,7 +72,6 @@ class RecurrentLayer(nn.Module):
         check_share("recurrent_dropout", self.recurrent_dropout)
         super().__post_init__()
 
-    @nn.compact
     def __call__(
         self,
         inputs: Float[Array, "batch time features_in"],
@@ -92,6 +91,20 @@ class RecurrentLayer(nn.Module):
         Returns:
           ``outputs [batch, time, features]`` and the last carry.
         """
+        prepared = self.prepare(inputs, mask, carry, deterministic=deterministic)
+        carry, outputs = recurrent_scan(*prepared, reverse=self.reverse, einsum=PRECISIONS[self.precision])
+        return jnp.swapaxes(outputs, 0, 1), carry
+
+    @nn.compact
+    def prepare(
+        self,
+        inputs: Float[Array, "batch time features_in"],
+        mask: Bool[Array, "batch time"] | None,
+        carry: Any,
+        *,
+        deterministic: bool,
+    ) -> tuple[Step, Any, Any, Any]:
+        """For `recurrent_scan`: a step, its weights, the first carry, and the steps' inputs ``[time, batch, ...]``."""
         chex.assert_rank(inputs, 3)
         batch, time, features_in = inputs.shape
         if mask is not None:
@@ -127,9 +140,7 @@ class RecurrentLayer(nn.Module):
                 return new, output
             return where_real(real, new, carry), jnp.where(real[:, None], output, 0)
 
-        steps = (projected, None if mask is None else mask.T)
-        carry, outputs = recurrent_scan(step, weights, carry, steps, reverse=self.reverse, einsum=einsum)
-        return jnp.swapaxes(outputs, 0, 1), carry
+        return step, weights, carry, (projected, None if mask is None else mask.T)
 
 
 class RNN(RecurrentLayer):
@@ -152,6 +163,8 @@ class LSTM(RecurrentLayer):
 
 class Bidirectional(nn.Module):
     """Two layers over the same inputs, one in each direction, their outputs side by side (Schuster and Paliwal, 1997).
+
+    One scan runs both, the second over the reversed steps: half as many turns, each of two independent steps.
 
     Attributes:
       features: hidden units of each direction.
@@ -186,14 +199,23 @@ class Bidirectional(nn.Module):
         """
         carries = (None, None) if carry is None else carry
         options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}
-        runs = [
-            RecurrentLayer(self.features, reverse=reverse, name=name, **options)(
-                inputs, mask, start, deterministic=deterministic
+        reversed_inputs = jnp.flip(inputs, axis=1), None if mask is None else jnp.flip(mask, axis=1)
+        (step, *forward), (_, *backward) = (
+            RecurrentLayer(self.features, name=name, **options).prepare(*given, start, deterministic=deterministic)
+            for name, given, start in (
+                ("forward", (inputs, mask), carries[0]),
+                ("backward", reversed_inputs, carries[1]),
             )
-            for name, reverse, start in (("forward", False, carries[0]), ("backward", True, carries[1]))
-        ]
-        (forward, forward_carry), (backward, backward_carry) = runs
-        return jnp.concatenate([forward, backward], axis=-1), (forward_carry, backward_carry)
+        )
+
+        def both(einsum: Einsum, *state: Any) -> tuple[tuple, tuple]:
+            return tuple(zip(*(step(einsum, *direction) for direction in zip(*state, strict=True)), strict=True))
+
+        carries, (ahead, back) = recurrent_scan(
+            both, *zip(forward, backward, strict=True), einsum=PRECISIONS[self.precision]
+        )
+        outputs = jnp.concatenate([ahead, jnp.flip(back, axis=0)], axis=-1)
+        return jnp.swapaxes(outputs, 0, 1), carries
 
 
 class RecurrentStack(nn.Module):

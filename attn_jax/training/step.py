@@ -97,7 +97,22 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+    return optax.chain(clip_by_norm(config.clip), adam) if config.clip else adam
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Scales a gradient of a larger global norm down to it, by one factor (Pascanu et al., 2013, arXiv:1211.5063).
+
+    `optax.clip_by_global_norm` chooses between the gradient and a clipped one, which XLA writes to memory in full.
+    """
+
+    def clip(grads: Any, params: Any = None) -> Any:
+        del params
+        norm = optax.tree.norm(grads)
+        factor = jnp.where(norm < largest, 1.0, largest / norm)
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), grads)
+
+    return optax.stateless(clip)
 
 
 def init_state(model: Any, optimizer: optax.GradientTransformation, batch: Batch, rng: Array) -> TrainState:
