@@ -99,7 +99,7 @@ def gradient_of(model, batch):
     ("attention", "decoder", "compiled"), [("general", [5, 5], [5, 5]), ("additive", [6, 7], [6, 6])]
 )
 def test_the_loops_of_a_training_step_hold_one_product_for_each_that_feeds_back(attention, decoder, compiled):
-    """Both ways: two encoder directions in one loop; the decoder's state, fed features, scores or query, context, readout.
+    """Both ways: two encoder directions; the decoder's state, fed features, scores or query, context and readout.
 
     Additive scores have a vector beside the query, and XLA makes a sum of one of their products. The gradient of that
     vector is summed in the loop, as those of biases are: to sum it afterwards the squashed sums of queries and keys of

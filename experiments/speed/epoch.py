@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from attn_jax import Batch, OptimizerConfig, Seq2Seq
+from attn_jax.data.batching import choose_buckets
 from attn_jax.data.parallel import read_parallel
 from attn_jax.data.subwords import SubwordVocabulary
 from attn_jax.data.vocabulary import SPECIAL_TOKENS
@@ -75,8 +76,8 @@ def ours_in_child(folder: Path, precision: str) -> float:
 def write_batches(data: Path, folder: Path) -> SubwordVocabulary:
     """Draws 6,400 pairs of Multi30k into batches of similar length, for us as arrays and for Joey NMT as text.
 
-    Sorted by length, 64 pairs are a batch, and the batches come in random order. Neighbouring batches share a padded
-    shape, so that there are eight of them.
+    Sorted by length, 64 pairs are a batch, and the batches come in random order. Ours are padded to eight shapes, with
+    bounds as `choose_buckets` sets them for training.
     """
     train = read_parallel(data / "multi30k/train.de.gz", data / "multi30k/train.en.gz")
     pairs = [(src, tgt) for src, tgt in zip(train.src, train.tgt, strict=True)]
@@ -86,12 +87,12 @@ def write_batches(data: Path, folder: Path) -> SubwordVocabulary:
     ids = [[[*side, 2] for side in vocabulary.encode_batch(list(texts))] for texts in zip(*chosen, strict=True)]
     lengths = np.array([[len(side) for side in texts] for texts in ids]).T  # [pairs, 2]
     groups = np.argsort(lengths.max(1), kind="stable").reshape(BATCHES, BATCH)
-    shapes = np.concatenate(
-        [np.broadcast_to(lengths[block].max((0, 1)), (len(block), 2)) for block in np.array_split(groups, SHAPES)]
-    )
+    longest = lengths[groups].max(1)  # [batches, 2]
+    bounds = sorted(choose_buckets(longest, SHAPES), key=sum)
+    shapes = [next(bound for bound in bounds if (batch <= bound).all()) for batch in longest]
     order = rng.permutation(BATCHES)
     arrays = {
-        f"{side}_{number}": padded([ids[column][row] for row in groups[group]], shapes[group, column])
+        f"{side}_{number}": padded([ids[column][row] for row in groups[group]], shapes[group][column])
         for number, group in enumerate(order)
         for column, side in enumerate(("src", "tgt"))
     }
