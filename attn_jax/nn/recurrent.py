@@ -199,22 +199,18 @@ class Bidirectional(nn.Module):
         """
         carries = (None, None) if carry is None else carry
         options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}
-        reversed_inputs = jnp.flip(inputs, axis=1), None if mask is None else jnp.flip(mask, axis=1)
-        (step, *forward), (_, *backward) = (
-            RecurrentLayer(self.features, name=name, **options).prepare(*given, start, deterministic=deterministic)
-            for name, given, start in (
-                ("forward", (inputs, mask), carries[0]),
-                ("backward", reversed_inputs, carries[1]),
-            )
-        )
+        ahead, back = (RecurrentLayer(self.features, name=name, **options) for name in ("forward", "backward"))
+        step, *forward = ahead.prepare(inputs, mask, carries[0], deterministic=deterministic)
+        turned = jax.tree.map(lambda array: jnp.flip(array, axis=1), (inputs, mask))
+        _, *backward = back.prepare(*turned, carries[1], deterministic=deterministic)
 
         def both(einsum: Einsum, *state: Any) -> tuple[tuple, tuple]:
             return tuple(zip(*(step(einsum, *direction) for direction in zip(*state, strict=True)), strict=True))
 
-        carries, (ahead, back) = recurrent_scan(
+        carries, (outputs, turned) = recurrent_scan(
             both, *zip(forward, backward, strict=True), einsum=PRECISIONS[self.precision]
         )
-        outputs = jnp.concatenate([ahead, jnp.flip(back, axis=0)], axis=-1)
+        outputs = jnp.concatenate([outputs, jnp.flip(turned, axis=0)], axis=-1)
         return jnp.swapaxes(outputs, 0, 1), carries
 
 
