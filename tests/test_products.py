@@ -148,7 +148,8 @@ def test_few_rows_sum_a_block_of_columns_after_the_other(rng, monkeypatch, rows,
     monkeypatch.setattr(products, "FEW_ROWS", 12)
     a, b = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in operands(rng, (rows, 4, 6), (6, 10)))
     found, expected = (
-        jax.grad(lambda a, einsum=einsum: jnp.sum(einsum("tbi,io->tbo", a, b))) for einsum in (bf16_einsum, jnp.einsum)
+        jax.grad(lambda a, einsum=einsum: jnp.sum(einsum("tbi,io->tbo", a, b) * jnp.arange(-4.0, 6.0)))
+        for einsum in (bf16_einsum, jnp.einsum)
     )
     np.testing.assert_allclose(found(a), expected(a), atol=1e-5)
     unused = 2  # the product itself, and the gradient of b

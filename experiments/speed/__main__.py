@@ -4,7 +4,7 @@ Rows: layer, train, decode, attention, start, padding, scale, peers, students; w
 the same work on the same data at a stated precision, with a thread for each core, take turns, and medians are compared;
 "% of floor" is the time that the products alone would take at the best rate of a matrix product measured at the start.
 Peers come from the ``bench`` extra; Joey NMT needs an environment of its own, ``--joey PYTHON`` names its interpreter.
-A machine that does anything else beside this measures that. On two cores all rows take 36 minutes;
+A machine that does anything else beside this measures that. On two cores all rows take 26 minutes (older ones 36);
 what they gave is in ``results/`` beside this package.
 """
 
