@@ -215,15 +215,17 @@ def test_backward_is_forward_on_the_flipped_sequence(x64, cell):
     chex.assert_trees_all_close(carry, last, atol=1e-12)
 
 
-def test_both_directions_are_the_two_side_by_side(x64):
-    layer, inputs = Bidirectional(HIDDEN, cell="gru"), normal(20, *INPUTS_SHAPE)
-    variables = random_variables(layer)
-    outputs, carries = run(layer, variables, inputs, MASK)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_both_directions_are_the_two_side_by_side(cell, x64):
+    layer, inputs = Bidirectional(HIDDEN, cell=cell), normal(20, *INPUTS_SHAPE)
+    variables, half = random_variables(layer), normal(21, INPUTS_SHAPE[0], HIDDEN)
+    starts = [(half, 2 * half), (-half, half)] if cell == "lstm" else [half, -half]
+    outputs, carries = run(layer, variables, inputs, MASK, tuple(starts))
     for index, (name, reverse) in enumerate((("forward", False), ("backward", True))):
-        one = RecurrentLayer(HIDDEN, cell="gru", reverse=reverse)
-        alone, carry = run(one, {"params": variables["params"][name]}, inputs, MASK)
+        one = RecurrentLayer(HIDDEN, cell=cell, reverse=reverse)
+        alone, carry = run(one, {"params": variables["params"][name]}, inputs, MASK, starts[index])
         np.testing.assert_allclose(outputs[..., index * HIDDEN : (index + 1) * HIDDEN], alone, atol=1e-12)
-        np.testing.assert_allclose(carries[index], carry, atol=1e-12)
+        chex.assert_trees_all_close(carries[index], carry, atol=1e-12)
 
 
 def test_residuals_add_the_input_of_layers_as_wide(x64):
