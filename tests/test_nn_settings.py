@@ -6,7 +6,7 @@ import pytest
 from attn_jax.models.classifier import ClassifierHead
 from attn_jax.nn.decoder import AttentionDecoder
 from attn_jax.nn.dropout import Dropout, dropout_mask
-from attn_jax.nn.recurrent import LSTM, RecurrentLayer
+from attn_jax.nn.recurrent import LSTM, Bidirectional, RecurrentLayer, RecurrentStack
 from attn_jax.nn.settings import check_types
 from attn_jax.nn.transformer import DecoderBlock, EncoderBlock, FeedForward
 
@@ -15,6 +15,8 @@ from attn_jax.nn.transformer import DecoderBlock, EncoderBlock, FeedForward
     ("build", "message"),
     [
         (lambda: RecurrentLayer(4, "sru"), "cell must be one of gru, lstm, rnn; found 'sru'"),
+        (lambda: Bidirectional(4, "sru"), "cell must be one of gru, lstm, rnn; found 'sru'"),
+        (lambda: RecurrentStack(4, cell="sru"), "cell must be one of gru, lstm, rnn; found 'sru'"),
         (lambda: LSTM(4, precision="fp8"), "precision must be one of bfloat16, float32; found 'fp8'"),
         (lambda: LSTM(4, recurrent_dropout=1.0), r"recurrent_dropout is the share dropped, in \[0, 1\); found 1.0"),
         (lambda: AttentionDecoder(4, 4, None, cell="sru"), "cell must be one of gru, lstm, rnn; found 'sru'"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from attn_jax.training.step import (
     OptimizerConfig,
     TrainState,
     batch_loss,
+    clip_by_norm,
     init_state,
     learning_rate,
     make_optimizer,
@@ -145,6 +147,19 @@ def test_the_gradient_is_clipped_by_its_global_norm(clip, scale):
     moments = optax.tree_utils.tree_get(state, "mu")
     found = {name: float(moment.sum()) for name, moment in moments.items()}
     assert found == pytest.approx({"a": 0.1 * 3 * scale, "b": 0.1 * 4 * scale}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "gradient", [[0.3, 0.4], [3.0, 4.0], [0.6, 0.8], [0.0, 0.0], [jnp.nan, 1], [jnp.inf, 1], [1e30, 1]]
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_clipping_is_that_of_optax(gradient, dtype):
+    grads = {"a": jnp.array(gradient, dtype), "b": jnp.zeros((2, 2), dtype)}
+    ours, theirs = (
+        clip.update(grads, clip.init(grads))[0] for clip in (clip_by_norm(1.0), optax.clip_by_global_norm(1.0))
+    )
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-6 if dtype == jnp.float32 else 1e-2)
+    chex.assert_trees_all_equal_dtypes(ours, theirs)
 
 
 def test_weight_decay_touches_matrices_only():

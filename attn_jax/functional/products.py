@@ -24,7 +24,8 @@ Einsum = Callable[[str, Array, Array], Array]
 
 FEW_ROWS, WIDEST_SUM = 128, 1024
 """A bfloat16 gradient of so few rows is summed over so many columns at once: XLA:CPU takes twice as long over all of
-64 x 2,048, a step of an LSTM of 512 units, as over its halves; from 96 rows on, and elsewhere, it changes little."""
+64 x 2,048, a step of an LSTM of 512 units, as over its halves; from 96 rows on it changes
+little, and elsewhere it is a product more than needed."""
 
 
 def explicit_equation(equation: str, a_ndim: int) -> tuple[str, str, str]:

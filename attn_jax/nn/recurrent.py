@@ -6,6 +6,7 @@ steps copy the carry and output zeros, in either direction, so padding changes n
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -47,6 +48,13 @@ def zero_carry(cell: str, leading: tuple[int, ...], hidden: int, dtype: Any = jn
     return (zeros, zeros) if CELLS[cell].paired else zeros
 
 
+def check_settings(layer: Any) -> None:
+    """Refuses a cell, a precision or a share of recurrent dropout that no layer could have."""
+    check_one_of("cell", layer.cell, CELLS)
+    check_one_of("precision", layer.precision, PRECISIONS)
+    check_share("recurrent_dropout", layer.recurrent_dropout)
+
+
 class RecurrentLayer(nn.Module):
     """One recurrent layer in one direction.
 
@@ -67,9 +75,7 @@ class RecurrentLayer(nn.Module):
 
     def __post_init__(self):
         """Checks names and ranges."""
-        check_one_of("cell", self.cell, CELLS)
-        check_one_of("precision", self.precision, PRECISIONS)
-        check_share("recurrent_dropout", self.recurrent_dropout)
+        check_settings(self)
         super().__post_init__()
 
     def __call__(
@@ -104,12 +110,16 @@ class RecurrentLayer(nn.Module):
         *,
         deterministic: bool,
     ) -> tuple[Step, Any, Any, Any]:
-        """For `recurrent_scan`: a step, its weights, the first carry, and the steps' inputs ``[time, batch, ...]``."""
+        """For `recurrent_scan`: a step, its weights, the first carry, and the steps' inputs ``[time, batch, ...]``.
+
+        Which way the scan goes is the caller's.
+        """
         chex.assert_rank(inputs, 3)
         batch, time, features_in = inputs.shape
         if mask is not None:
             chex.assert_shape(mask, (batch, time))
             chex.assert_type(mask, bool)
+            inputs = jnp.where(mask[..., None], inputs, 0)  # whatever stands in the padding reaches no gradient
         einsum, cell, width = PRECISIONS[self.precision], CELLS[self.cell], CELLS[self.cell].gates * self.features
         kernel = self.param("input", nn.initializers.glorot_uniform(), (features_in, width), jnp.float32)
         bias = self.param("bias", cell_bias(self.cell, self.features), (width,), jnp.float32)
@@ -176,6 +186,11 @@ class Bidirectional(nn.Module):
     recurrent_dropout: float = 0.0
     precision: str = "float32"
 
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_settings(self)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -201,17 +216,18 @@ class Bidirectional(nn.Module):
         options = {"cell": self.cell, "recurrent_dropout": self.recurrent_dropout, "precision": self.precision}
         ahead, back = (RecurrentLayer(self.features, name=name, **options) for name in ("forward", "backward"))
         step, *forward = ahead.prepare(inputs, mask, carries[0], deterministic=deterministic)
-        turned = jax.tree.map(lambda array: jnp.flip(array, axis=1), (inputs, mask))
-        _, *backward = back.prepare(*turned, carries[1], deterministic=deterministic)
+        flipped = jax.tree.map(lambda array: jnp.flip(array, axis=1), (inputs, mask))
+        _, *backward = back.prepare(*flipped, carries[1], deterministic=deterministic)
 
-        def both(einsum: Einsum, *state: Any) -> tuple[tuple, tuple]:
-            return tuple(zip(*(step(einsum, *direction) for direction in zip(*state, strict=True)), strict=True))
+        def both(einsum: Einsum, weights: tuple, carries: tuple, xs: tuple) -> tuple[tuple, tuple]:
+            (carry, output), (back_carry, back_output) = map(partial(step, einsum), weights, carries, xs)
+            return (carry, back_carry), (output, back_output)
 
-        carries, (outputs, turned) = recurrent_scan(
+        last, (outputs, back_outputs) = recurrent_scan(
             both, *zip(forward, backward, strict=True), einsum=PRECISIONS[self.precision]
         )
-        outputs = jnp.concatenate([outputs, jnp.flip(turned, axis=0)], axis=-1)
-        return jnp.swapaxes(outputs, 0, 1), carries
+        outputs = jnp.concatenate([outputs, jnp.flip(back_outputs, axis=0)], axis=-1)
+        return jnp.swapaxes(outputs, 0, 1), last
 
 
 class RecurrentStack(nn.Module):
@@ -236,6 +252,11 @@ class RecurrentStack(nn.Module):
     recurrent_dropout: float = 0.0
     residual: bool = False
     precision: str = "float32"
+
+    def __post_init__(self):
+        """Checks names and ranges."""
+        check_settings(self)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -101,9 +101,13 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """Scales a gradient of a larger global norm down to it, by one factor (Pascanu et al., 2013, arXiv:1211.5063).
+    """Scales a gradient whose global norm is above ``largest`` down to that norm.
 
-    `optax.clip_by_global_norm` chooses between the gradient and a clipped one, which XLA writes to memory in full.
+    By one factor: `optax.clip_by_global_norm` gives the same, but chooses for each array between the gradient and a
+    clipped one, and XLA:CPU then writes the clipped one to memory.
+
+    References:
+      Pascanu, Mikolov & Bengio, On the difficulty of training recurrent neural networks, 2013, arXiv:1211.5063.
     """
 
     def clip(grads: Any, params: Any = None) -> Any:

@@ -76,8 +76,8 @@ def ours_in_child(folder: Path, precision: str) -> float:
 def write_batches(data: Path, folder: Path) -> SubwordVocabulary:
     """Draws 6,400 pairs of Multi30k into batches of similar length, for us as arrays and for Joey NMT as text.
 
-    Sorted by length, 64 pairs are a batch, and the batches come in random order. Ours are padded to eight shapes, with
-    bounds as `choose_buckets` sets them for training.
+    Sorted by length, 64 pairs are a batch, and the batches come in random order. Ours are padded to the eight shapes
+    that `choose_buckets` finds for the batches' longest sides.
     """
     train = read_parallel(data / "multi30k/train.de.gz", data / "multi30k/train.en.gz")
     pairs = [(src, tgt) for src, tgt in zip(train.src, train.tgt, strict=True)]
@@ -88,7 +88,7 @@ def write_batches(data: Path, folder: Path) -> SubwordVocabulary:
     lengths = np.array([[len(side) for side in texts] for texts in ids]).T  # [pairs, 2]
     groups = np.argsort(lengths.max(1), kind="stable").reshape(BATCHES, BATCH)
     longest = lengths[groups].max(1)  # [batches, 2]
-    bounds = sorted(choose_buckets(longest, SHAPES), key=sum)
+    bounds = choose_buckets(longest, SHAPES)  # shortest first
     shapes = [next(bound for bound in bounds if (batch <= bound).all()) for batch in longest]
     order = rng.permutation(BATCHES)
     arrays = {
