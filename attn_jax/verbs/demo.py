@@ -11,7 +11,7 @@ from attn_jax.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train on the bundled English-French grammar, measure, and show the attention: two to three minutes."""
+    """Train on the bundled English-French grammar, measure, and show the attention: two to four minutes on 2 cores."""
 
     out: Path = Path("runs/demo")
     """Run folder."""
