@@ -37,8 +37,9 @@ def growth_mb(call: Callable[[], Any]) -> float | None:
     """By how many megabytes this process grows at most while a call runs; None but on CPU and Linux.
 
     What earlier calls left in the allocator is given back before, so this is what a call needs beside what is held from
-    call to call (parameters, moments, data), in whatever it is written. What another thread frees too late to be given
-    back is not seen to grow, so the larger of two calls counts, after a first one that warms up.
+    call to call (parameters, moments, data), in whatever it is written; what the allocator keeps of memory freed within
+    the call counts too, as the process does hold it. What another thread frees too late to be given back is not seen to
+    grow, so the larger of two calls counts, after a first one that warms up.
     """
     if jax.default_backend() != "cpu":
         return None
