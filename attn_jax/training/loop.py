@@ -211,11 +211,14 @@ def train(
     probability = teacher_forcing_schedule(config, total_steps, batches.steps_per_epoch)
     probability = probability and jax.jit(probability)
     guided = guided_schedule(config)
+    scheduled = lambda step: (probability and probability(step), guided and guided(step))  # noqa: E731
     init_rng, step_rng = jax.random.split(jax.random.key(config.seed))
     records, shapes, meter = _Validations(config), set(), Meter()
 
     with resumable(journal), interruptions() as interrupted:
-        state = init_state(model, optimizer, next(batches.stream(config.seed)), init_rng)
+        example = next(batches.stream(config.seed))
+        trace = lambda shapes: train_step.trace(shapes, example, step_rng, *scheduled(0))  # noqa: E731
+        state = init_state(model, optimizer, example, init_rng, meanwhile=trace)
         if params is not None:
             check_params(params, state.params)
             state = state.replace(params=jax.tree.map(lambda p: jax.numpy.array(p, copy=True), params))
@@ -261,9 +264,7 @@ def train(
             batch = next(stream)
             check_ids(batch, model.config)
             shapes.add(batch.src.shape + batch.tgt.shape)
-            state, metrics = train_step(
-                state, batch, step_rng, probability and probability(step), guided and guided(step)
-            )
+            state, metrics = train_step(state, batch, step_rng, *scheduled(step))
             step += 1
             meter.add(step, metrics, batch)
             if step % config.log_every == 0 or step == total_steps:

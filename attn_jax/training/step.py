@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -119,15 +120,35 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def init_state(model: Any, optimizer: optax.GradientTransformation, batch: Batch, rng: Array) -> TrainState:
-    """Parameters for a model and the shapes of a batch, and an optimizer that has not started."""
+def init_state(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    rng: Array,
+    *,
+    meanwhile: Callable[[TrainState], Any] = lambda shapes: None,
+) -> TrainState:
+    """Parameters for a model and the shapes of a batch, and an optimizer that has not started.
+
+    Args:
+      model: a linen module of the decoding protocol's families.
+      optimizer: of `make_optimizer`, or any other.
+      batch: its shapes matter alone.
+      rng: of the parameters.
+      meanwhile: called with the shapes of that state while XLA compiles what draws it, or loads it from disk, without
+        Python: the time to trace a training step (the ``trace`` of `make_train_step`).
+    """
 
     @jax.jit  # as one program: the optimizer's zeros are many small ones otherwise
     def start(rng: Array, batch: Batch) -> TrainState:
         params = model.init(rng, batch)["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-    return start(rng, batch)
+    lowered = start.lower(rng, batch)
+    with ThreadPoolExecutor(max_workers=1) as other:
+        compiled = other.submit(lowered.compile)
+        meanwhile(lowered.out_info)
+    return compiled.result()(rng, batch)
 
 
 def batch_loss(
@@ -217,6 +238,7 @@ def make_train_step(
 
     Two jitted functions, a gradient and an update that is given the state's memory: on CPU that is faster than one. The
     random numbers of a step are ``fold_in(rng, state.step)``, so a resumed run draws what an uninterrupted one would.
+    ``train_step.trace`` takes the same, or its shapes, and does what Python has to do before the gradient is compiled.
     """
 
     def mean_loss(params, batch, rng, teacher_forcing, guided):
@@ -241,7 +263,10 @@ def make_train_step(
         state, norm = update(state, grads)
         return state, StepMetrics(*total, grad_norm=norm)
 
-    train_step.jitted = (gradient, update)
+    def trace(state: TrainState, batch: Batch, rng: Array, teacher_forcing=None, guided=None) -> None:
+        gradient.trace(state.params, state.step, batch, rng, teacher_forcing, guided)
+
+    train_step.jitted, train_step.trace = (gradient, update), trace
     return train_step
 
 

@@ -16,21 +16,28 @@ BEGAN = time.time()
 
 def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
     """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, compilations cached."""
+    import jax
+
+    from attn_jax import Seq2Seq
     from attn_jax.cli import use_compilation_cache
+    from attn_jax.training.step import init_state, make_train_step
     from experiments.speed import work
 
     use_compilation_cache()
     imported = time.time()
     shape = work.Sizes(**sizes)
-    call = work.our_training(shape, work.draw(shape)).call
-    built = time.time()
-    call()
+    model, optimizer, batch = Seq2Seq(work.our_config(shape)), work.our_optimizer(), work.draw(shape).as_batch()
+    step, rng = make_train_step(model, optimizer, smoothing=work.SMOOTHING), jax.random.key(1)
+    trace = lambda shapes: step.trace(shapes, batch, rng)  # noqa: E731
+    state = init_state(model, optimizer, batch, jax.random.key(0), meanwhile=trace)
+    begun = time.time()
+    jax.block_until_ready(step(state, batch, rng))
     done = time.time()
     return {
         "interpreter": BEGAN - spawned,
         "imports": imported - BEGAN,
-        "compilation": built - imported,
-        "step": done - built,
+        "parameters": begun - imported,
+        "step": done - begun,
         "total": done - spawned,
     }
 

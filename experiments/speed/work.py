@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -120,6 +121,11 @@ def our_config(sizes: Sizes) -> Seq2SeqConfig:
     )
 
 
+def our_optimizer() -> optax.GradientTransformation:
+    """Adam with the rate and the clipping that everybody has."""
+    return make_optimizer(OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip=CLIP), 1000)
+
+
 def our_training(sizes: Sizes, data: Data, *, model: Any = None, mesh: Mesh | None = None) -> Work:
     """Our training step: a gradient and an update, as `attn_jax.training.step.make_train_step` runs them.
 
@@ -130,7 +136,7 @@ def our_training(sizes: Sizes, data: Data, *, model: Any = None, mesh: Mesh | No
       mesh: devices, on one axis, that share the sentences of the batch; None: one device.
     """
     model, batch = model or Seq2Seq(our_config(sizes)), data.as_batch()
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant", clip=CLIP), 1000)
+    optimizer = our_optimizer()
     state, rng = init_state(model, optimizer, batch, jax.random.key(0)), jax.random.key(1)
     if mesh is not None:
         everywhere, by_sentence = NamedSharding(mesh, P()), NamedSharding(mesh, P(*mesh.axis_names))
