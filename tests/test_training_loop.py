@@ -90,7 +90,7 @@ def patch_step(monkeypatch, change):
         def changed(state, *rest):
             return change(int(state.step) + 1, *step(state, *rest))
 
-        changed.jitted = step.jitted
+        changed.jitted, changed.trace = step.jitted, step.trace
         return changed
 
     monkeypatch.setattr(loop, "make_train_step", make)
@@ -363,7 +363,7 @@ def test_parameters_that_do_not_fit(tmp_path, change, message):
 
 
 def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
-    seen, original = [], loop.make_train_step
+    seen, traced, original = [], [], loop.make_train_step
 
     def make(*args, **kwargs):
         step = original(*args, **kwargs)
@@ -373,7 +373,11 @@ def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
             assert guided is None
             return step(state, batch, rng, teacher_forcing, guided)
 
-        noting.jitted = step.jitted
+        def tracing(state, batch, rng, teacher_forcing, guided):
+            traced.append(teacher_forcing if teacher_forcing is None else float(teacher_forcing))
+            step.trace(state, batch, rng, teacher_forcing, guided)
+
+        noting.jitted, noting.trace = step.jitted, tracing
         return noting
 
     monkeypatch.setattr(loop, "make_train_step", make)
@@ -382,3 +386,4 @@ def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
     assert result.traces == {"gradient": 2, "update": 1, "shapes": 2}  # a new value is not a new function
     start(tmp_path / "b", Judge(), steps=1)
     assert seen[4] is None
+    assert traced == [1, None]  # once a run, as the first update will be called

@@ -12,6 +12,7 @@ import pytest
 
 from attn_jax.models.protocol import Batch
 from attn_jax.models.seq2seq import shift_right
+from attn_jax.training import step as step_room
 from attn_jax.training.step import (
     DECAYS,
     OptimizerConfig,
@@ -218,3 +219,37 @@ def test_random_numbers_depend_on_the_step_alone():
     assert len({loss_at(number, history=0) for number in (0, 1, 5, 6)}) == 4  # other units are dropped
     plain = float(batch_loss(model, make_state(model, optimizer).params, batch).loss)
     assert loss_at(5, history=0) != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [(), (np.float32(0.5),)], ids=["plain", "teacher forcing"])
+def test_a_step_that_was_traced_while_the_state_was_drawn_is_not_traced_again(options, monkeypatch):
+    model, batch, rng, traced, told = Echo(), make_batch(), jax.random.key(3), [], []
+    loss = step_room.batch_loss
+
+    def counted(*args, teacher_forcing, **settings):
+        traced.append(teacher_forcing)
+        return loss(*args, **settings)
+
+    monkeypatch.setattr(step_room, "batch_loss", counted)
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    step = make_train_step(model, optimizer)
+
+    def meanwhile(shapes):
+        told.append(shapes)
+        step.trace(shapes, batch, rng, *options)
+        assert len(traced) == 1
+
+    state = init_state(model, optimizer, batch, jax.random.key(0), meanwhile=meanwhile)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, *told)
+    chex.assert_trees_all_equal(state, make_state(model, optimizer))
+    step(state, batch, rng, *options)
+    assert len(traced) == 1
+
+
+def test_what_fails_while_the_state_is_drawn_is_heard():
+    with pytest.raises(ValueError, match="no model for this"):
+        init_state(Echo(), optax.sgd(0.1), make_batch(), jax.random.key(0), meanwhile=raise_value_error)
+
+
+def raise_value_error(shapes):
+    raise ValueError("no model for this")

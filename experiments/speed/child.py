@@ -5,6 +5,7 @@ Each task prints one line of JSON.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
     from attn_jax.training.step import init_state, make_train_step
     from experiments.speed import work
 
+    gc.freeze()  # as the command line does
     use_compilation_cache()
     imported = time.time()
     shape = work.Sizes(**sizes)
