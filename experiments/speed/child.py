@@ -5,7 +5,6 @@ Each task prints one line of JSON.
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -17,14 +16,15 @@ BEGAN = time.time()
 
 def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
     """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, compilations cached."""
+    from attn_jax.cli import import_all, use_compilation_cache
+
+    import_all()
     import jax
 
     from attn_jax import Seq2Seq
-    from attn_jax.cli import use_compilation_cache
     from attn_jax.training.step import init_state, make_train_step
     from experiments.speed import work
 
-    gc.freeze()  # as the command line does
     use_compilation_cache()
     imported = time.time()
     shape = work.Sizes(**sizes)
