@@ -251,5 +251,12 @@ def test_what_fails_while_the_state_is_drawn_is_heard():
         init_state(Echo(), optax.sgd(0.1), make_batch(), jax.random.key(0), meanwhile=raise_value_error)
 
 
+def test_a_state_is_drawn_without_jit_too():
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    with jax.disable_jit():
+        drawn = make_state(Echo(), optimizer)
+    chex.assert_trees_all_close(drawn, make_state(Echo(), optimizer), rtol=1e-6)
+
+
 def raise_value_error(shapes):
     raise ValueError("no model for this")

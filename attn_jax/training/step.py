@@ -144,6 +144,8 @@ def init_state(
         params = model.init(rng, batch)["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
+    if jax.config.jax_disable_jit:  # for a debugger: nothing is compiled
+        return start(rng, batch)
     lowered = start.lower(rng, batch)
     with ThreadPoolExecutor(max_workers=1) as other:
         compiled = other.submit(lowered.compile)
