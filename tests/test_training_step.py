@@ -233,10 +233,11 @@ def test_a_step_that_was_traced_while_the_state_was_drawn_is_not_traced_again(op
     monkeypatch.setattr(step_room, "batch_loss", counted)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     step = make_train_step(model, optimizer)
+    gradient, _ = step.jitted
 
     def meanwhile(shapes):
         told.append(shapes)
-        step.trace(shapes, batch, rng, *options)
+        gradient.trace(shapes.params, shapes.step, batch, rng, *(options or [None]), None)
         assert len(traced) == 1
 
     state = init_state(model, optimizer, batch, jax.random.key(0), meanwhile=meanwhile)

@@ -208,6 +208,7 @@ def train(
     valid_every = config.valid_every or batches.steps_per_epoch
     optimizer = make_optimizer(config.optimizer, total_steps)
     train_step = make_train_step(model, optimizer, smoothing=config.label_smoothing)
+    gradient, update = train_step.jitted
     probability = teacher_forcing_schedule(config, total_steps, batches.steps_per_epoch)
     probability = probability and jax.jit(probability)
     guided = guided_schedule(config)
@@ -217,7 +218,7 @@ def train(
 
     with resumable(journal), interruptions() as interrupted:
         example = next(batches.stream(config.seed))
-        trace = lambda shapes: train_step.trace(shapes, example, step_rng, *scheduled(0))  # noqa: E731
+        trace = lambda new: gradient.trace(new.params, new.step, example, step_rng, *scheduled(0))  # noqa: E731
         state = init_state(model, optimizer, example, init_rng, meanwhile=trace)
         if params is not None:
             check_params(params, state.params)
@@ -275,7 +276,6 @@ def train(
             result = _best_of(journal, records.keep, state, evaluate)
         if interrupted.is_set():
             raise Interrupted(step)
-    gradient, update = train_step.jitted
     traces = {"gradient": gradient._cache_size(), "update": update._cache_size(), "shapes": len(shapes)}
     return result._replace(step=step, traces=traces)
 

@@ -136,7 +136,7 @@ def init_state(
       batch: its shapes matter alone.
       rng: of the parameters.
       meanwhile: called with the shapes of that state while XLA compiles what draws it, or loads it from disk, without
-        Python: the time to trace a training step (the ``trace`` of `make_train_step`).
+        Python: the time to trace a gradient, which JAX then keeps for the first step.
     """
 
     @jax.jit  # as one program: the optimizer's zeros are many small ones otherwise
@@ -240,7 +240,8 @@ def make_train_step(
 
     Two jitted functions, a gradient and an update that is given the state's memory: on CPU that is faster than one. The
     random numbers of a step are ``fold_in(rng, state.step)``, so a resumed run draws what an uninterrupted one would.
-    ``train_step.trace`` takes the same, or its shapes, and does what Python has to do before the gradient is compiled.
+    ``train_step.jitted`` are both: ``gradient(params, step, batch, rng, teacher_forcing, guided)`` and ``update(state,
+    grads)``.
     """
 
     def mean_loss(params, batch, rng, teacher_forcing, guided):
@@ -265,10 +266,7 @@ def make_train_step(
         state, norm = update(state, grads)
         return state, StepMetrics(*total, grad_norm=norm)
 
-    def trace(state: TrainState, batch: Batch, rng: Array, teacher_forcing=None, guided=None) -> None:
-        gradient.trace(state.params, state.step, batch, rng, teacher_forcing, guided)
-
-    train_step.jitted, train_step.trace = (gradient, update), trace
+    train_step.jitted = (gradient, update)
     return train_step
 
 

@@ -30,7 +30,7 @@ def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
     shape = work.Sizes(**sizes)
     model, optimizer, batch = Seq2Seq(work.our_config(shape)), work.our_optimizer(), work.draw(shape).as_batch()
     step, rng = make_train_step(model, optimizer, smoothing=work.SMOOTHING), jax.random.key(1)
-    trace = lambda shapes: step.trace(shapes, batch, rng)  # noqa: E731
+    trace = lambda new: step.jitted[0].trace(new.params, new.step, batch, rng, None, None)  # noqa: E731
     state = init_state(model, optimizer, batch, jax.random.key(0), meanwhile=trace)
     begun = time.time()
     jax.block_until_ready(step(state, batch, rng))
