@@ -27,3 +27,8 @@ def __getattr__(name: str) -> Any:
     from attn_jax.viz import figures
 
     return getattr(figures, name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
