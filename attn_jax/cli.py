@@ -41,17 +41,19 @@ VERBS = {
 
 
 def import_all() -> None:
-    """Imports JAX and what a run needs, before anything else does; an interruption waits for it.
+    """Imports JAX and what a run needs, before anything else does; Ctrl-C waits for it. In the main thread only.
 
     All of it stays, so nothing looks through it for garbage, neither now nor later: that was a tenth of a start.
     """
+    collecting = gc.isenabled()
     gc.disable()
     try:
         with interrupt_deferred():
             import_module("attn_jax.run")
         gc.freeze()
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def use_compilation_cache() -> None:

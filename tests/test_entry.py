@@ -42,3 +42,22 @@ def test_arguments_and_exit_code_pass_through_the_second_start():
 def test_version(capsys):
     cli.main(["--version"])
     assert capsys.readouterr().out == f"attn-jax {attn_jax.__version__}\n"
+
+
+def test_nothing_looks_for_garbage_among_what_was_imported():
+    check("import_all(); assert gc.isenabled() and gc.get_freeze_count() > 100_000 > len(gc.get_objects())")
+    check("gc.disable(); import_all(); assert not gc.isenabled()")
+
+
+def test_matplotlib_waits_until_a_figure_is_asked_for():
+    check(
+        "import_all(); from attn_jax import viz; from attn_jax.verbs import attend\n"
+        "assert 'attn_jax.run' in sys.modules and 'matplotlib' not in sys.modules and 'plot_attention' in dir(viz)\n"
+        "assert callable(viz.plot_attention) and viz.figures.SUFFIXES and 'matplotlib' in sys.modules\n"
+        "assert not hasattr(viz, 'plot_attentoin')"
+    )
+
+
+def check(code):
+    code = f"import gc, sys; from attn_jax.cli import import_all\n{code}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -150,18 +150,6 @@ class TestSaveFigure:
         )
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
-    def test_a_start_of_the_command_line_is_without_matplotlib_and_leaves_no_garbage_to_look_through(self):
-        code = (
-            "import gc, sys\n"
-            "from attn_jax.cli import import_all\n"
-            "import_all()\n"
-            "assert 'attn_jax.run' in sys.modules and 'matplotlib' not in sys.modules\n"
-            "assert gc.isenabled() and gc.get_freeze_count() > 100_000 > len(gc.get_objects())\n"
-            "from attn_jax import viz\n"
-            "assert callable(viz.plot_attention) and 'matplotlib' in sys.modules"
-        )
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
     def test_threads(self, tmp_path):
         def draw(name):
             return viz.save_figure(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from attn_jax.training import checkpoints, journal, loop, run_folder
+from attn_jax.training import step as step_room
 from attn_jax.training.interruption import Interrupted
 from attn_jax.training.loop import Evaluation, TrainConfig, train
 from attn_jax.training.step import OptimizerConfig
@@ -254,7 +255,7 @@ def test_interrupt_and_resume_equal_the_whole(tmp_path, monkeypatch, whole, numb
     parts = start(tmp_path, second, source=source, resume=True, checkpoint_every=5)
     assert_same(parts.params, result.params)
     assert parts.metrics == result.metrics and parts.step == 20 and len(first.seen) + len(second.seen) == 4
-    assert set(source.given) - {0} == set(range(number, 20)) - {0}  # nothing is replayed; batch 0 gives the shapes
+    assert set(source.given) == {number, *range(number, 20)}  # nothing is replayed; the first one gives the shapes
     for kind in ("train", "valid"):
         assert records(tmp_path, kind) == records(folder, kind)
     assert (tmp_path / "samples.txt").read_text() == (folder / "samples.txt").read_text()
@@ -388,4 +389,26 @@ def test_each_update_is_given_its_probability(tmp_path, monkeypatch):
     assert result.traces == {"gradient": 2, "update": 1, "shapes": 2}  # a new value is not a new function
     start(tmp_path / "b", Judge(), steps=1)
     assert seen[4] is None
-    assert [seen and float(seen) for seen in traced] == [1, None]  # once a run, as the first update will be called
+    assert [value and float(value) for value in traced] == [1, None]  # once a run, as it will be called
+
+
+@pytest.mark.parametrize(("schedule", "resumed"), [("constant", False), ("linear", False), ("linear", True)])
+def test_each_shape_is_traced_once(schedule, resumed, tmp_path, monkeypatch):
+    settings = {"teacher_forcing": schedule, "steps": 12, "optimizer": OptimizerConfig(warmup=1)}
+    if resumed:
+        interrupt_at(monkeypatch, 7)
+        with pytest.raises(Interrupted):
+            start(tmp_path, Judge(), **settings)
+    traced, loss = [], step_room.batch_loss
+
+    def counted(model, params, batch, rng, *, teacher_forcing, **options):
+        traced.append(batch.tgt.shape)
+        return loss(model, params, batch, rng, **options)
+
+    monkeypatch.setattr(step_room, "batch_loss", counted)
+    monkeypatch.setattr(loop, "make_train_step", step_room.make_train_step)  # of its own
+    start(tmp_path, Judge(), resume=resumed, **settings)
+    assert traced == ([(4, 4), (4, 3)] if resumed else [(4, 3), (4, 4)])
+    traced.clear()
+    start(tmp_path, Judge(), resume=True, **settings)
+    assert not traced  # there is nothing left to do

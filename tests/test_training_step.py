@@ -252,6 +252,14 @@ def test_what_fails_while_the_state_is_drawn_is_heard():
         init_state(Echo(), optax.sgd(0.1), make_batch(), jax.random.key(0), meanwhile=raise_value_error)
 
 
+def test_a_state_can_be_transformed():
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state, make = make_state(Echo(), optimizer), lambda rng: init_state(Echo(), optimizer, make_batch(), rng)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(make, jax.random.key(0)), state)
+    several = jax.vmap(make)(jax.random.split(jax.random.key(0), 3))
+    assert several.params["kernel"].shape == (3, *state.params["kernel"].shape)
+
+
 def test_a_state_is_drawn_without_jit_too():
     optimizer = make_optimizer(OptimizerConfig(), 10)
     with jax.disable_jit():

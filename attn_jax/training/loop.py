@@ -217,9 +217,10 @@ def train(
     records, shapes, meter = _Validations(config), set(), Meter()
 
     with resumable(journal), interruptions() as interrupted:
-        example = next(batches.stream(config.seed))
-        trace = lambda new: gradient.trace(new.params, new.step, example, step_rng, *scheduled(0))  # noqa: E731
-        state = init_state(model, optimizer, example, init_rng, meanwhile=trace)
+        begun = (checkpoints.latest_step(journal.checkpoints) or 0) if resume else 0
+        example = next(batches.stream(config.seed, begun))
+        trace = lambda new: gradient.trace(new.params, new.step, example, step_rng, *scheduled(begun))  # noqa: E731
+        state = init_state(model, optimizer, example, init_rng, meanwhile=trace if begun < total_steps else None)
         if params is not None:
             check_params(params, state.params)
             state = state.replace(params=jax.tree.map(lambda p: jax.numpy.array(p, copy=True), params))

@@ -126,7 +126,7 @@ def init_state(
     batch: Batch,
     rng: Array,
     *,
-    meanwhile: Callable[[TrainState], Any] = lambda shapes: None,
+    meanwhile: Callable[[TrainState], Any] | None = None,
 ) -> TrainState:
     """Parameters for a model and the shapes of a batch, and an optimizer that has not started.
 
@@ -135,8 +135,10 @@ def init_state(
       optimizer: of `make_optimizer`, or any other.
       batch: its shapes matter alone.
       rng: of the parameters.
-      meanwhile: called with the shapes of that state while XLA compiles what draws it, or loads it from disk, without
-        Python: the time to trace a gradient, which JAX then keeps for the first step.
+      meanwhile: called with the shapes of that state while another thread compiles what draws it, or loads it from
+        disk, for which XLA needs no Python. It is the time to trace a gradient: JAX keeps the trace for a step that is
+        called with the same shapes and types. What it raises is raised once the other thread is done. Not called where
+        jit is disabled; given one, ``init_state`` cannot be transformed in turn (vmap, eval_shape).
     """
 
     @jax.jit  # as one program: the optimizer's zeros are many small ones otherwise
@@ -144,7 +146,7 @@ def init_state(
         params = model.init(rng, batch)["params"]
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
-    if jax.config.jax_disable_jit:  # for a debugger: nothing is compiled
+    if meanwhile is None or jax.config.jax_disable_jit:
         return start(rng, batch)
     lowered = start.lower(rng, batch)
     with ThreadPoolExecutor(max_workers=1) as other:

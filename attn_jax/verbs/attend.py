@@ -37,16 +37,18 @@ class Attend:
         from attn_jax.hub import Translator
         from attn_jax.metrics.alignment import parse_pharaoh
         from attn_jax.pictures import attention_of, reported
-        from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
         from attn_jax.viz.viewer import write_attention_page
 
-        if self.out.suffix not in (".html", *SUFFIXES):
-            raise ValueError(f"{self.out}: expected a name that ends in .html, {', '.join(SUFFIXES)}; rename --out")
-        if self.out.suffix != ".html" and (self.reference or self.gold or self.compare):
-            raise ValueError(
-                f"{self.out}: a picture shows the best hypothesis alone; for --reference, --gold and --compare name an "
-                ".html page"
-            )
+        if picture := self.out.suffix != ".html":
+            from attn_jax.viz.figures import SUFFIXES, plot_attention, save_figure
+
+            if self.out.suffix not in SUFFIXES:
+                raise ValueError(f"{self.out}: expected a name that ends in .html, {', '.join(SUFFIXES)}; rename --out")
+            if self.reference or self.gold or self.compare:
+                raise ValueError(
+                    f"{self.out}: a picture shows the best hypothesis alone; for --reference, --gold and --compare "
+                    "name an .html page"
+                )
         if not self.out.parent.is_dir():
             raise ValueError(f"{self.out}: there is no folder {self.out.parent}; create it first")
         if not self.sentence.strip():
@@ -62,7 +64,10 @@ class Attend:
         translator = Translator.load(self.folder)
         example = seen_by(translator, self.folder)
         best = example.hypotheses[0]
-        if self.out.suffix == ".html":
+        if picture:
+            weights = reported(translator.model, best.weights)
+            save_figure(plot_attention(weights, example.src_tokens, best.tokens, title=best.text), self.out)
+        else:
             example = dataclasses.replace(
                 example, others=tuple(seen_by(Translator.load(other), other) for other in self.compare)
             )
@@ -73,9 +78,6 @@ class Attend:
                     f"attn-jax: warning: {self.out} holds {size / 1e6:.1f} MB; a smaller --beam makes it smaller",
                     file=sys.stderr,
                 )
-        else:
-            weights = reported(translator.model, best.weights)
-            save_figure(plot_attention(weights, example.src_tokens, best.tokens, title=best.text), self.out)
         print(f"{best.text}\n{self.out}")
 
 

@@ -15,7 +15,11 @@ BEGAN = time.time()
 
 
 def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
-    """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, compilations cached."""
+    """Seconds from ``spawned`` (of `time.time`) to the end of the first training step, with the cache that there is.
+
+    As `attn_jax.training.loop.train` gets there, and with what the command line imports; no command line is parsed, and
+    no text read. ``parameters`` holds the trace of the gradient too.
+    """
     from attn_jax.cli import import_all, use_compilation_cache
 
     import_all()
@@ -30,7 +34,8 @@ def first_step(sizes: Mapping[str, Any], spawned: float) -> dict[str, float]:
     shape = work.Sizes(**sizes)
     model, optimizer, batch = Seq2Seq(work.our_config(shape)), work.our_optimizer(), work.draw(shape).as_batch()
     step, rng = make_train_step(model, optimizer, smoothing=work.SMOOTHING), jax.random.key(1)
-    trace = lambda new: step.jitted[0].trace(new.params, new.step, batch, rng, None, None)  # noqa: E731
+    gradient, _ = step.jitted
+    trace = lambda new: gradient.trace(new.params, new.step, batch, rng, None, None)  # noqa: E731
     state = init_state(model, optimizer, batch, jax.random.key(0), meanwhile=trace)
     begun = time.time()
     jax.block_until_ready(step(state, batch, rng))
