@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -104,10 +105,17 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _stop(code: int, message: str, alone: bool = False) -> None:
-    """Ends the program; ``alone``: and the process, which a further Ctrl-C would only leave with a traceback."""
+    """Ends the program; ``alone``: and the process, at once.
+
+    A further Ctrl-C would only leave a traceback, and threads that still compile bring down an interpreter that ends.
+    """
     if alone:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print(f"attn-jax: {' '.join(message.split())}", file=sys.stderr)
+    print(f"attn-jax: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if alone:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     raise SystemExit(code) from None
 
 

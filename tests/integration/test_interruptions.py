@@ -26,10 +26,10 @@ def command(text, out, *more):
     return train_command(text, out, *options, "--valid-src", text / "few.tsv", *more)
 
 
-def begin(args):
+def begin(args, *, cached=True):
     """Starts a process that compiles as this one does, so that they give the same numbers and share a cache."""
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir if cached else "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.read("jax_disable_most_optimizations")),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -87,6 +87,17 @@ def test_signals_at_any_time(text, tmp_path):
     python_alone = process.returncode in (1, -signal.SIGINT) and "attn_jax" not in error  # before it came to us
     assert python_alone or (process.returncode, error) == (130, "attn-jax: interrupted\n"), (out, error)
     assert not saved(parts)
+
+    # while it compiles: Ctrl-C, and again at once
+    for seconds in (0.1, 0.5, 0.9):
+        process = begin(command(text, parts, "--overwrite"), cached=False)
+        assert any("compiling" in line for line in process.stdout)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = end(process)
+        assert "stopping after this step" in error
 
     # while it trains: Ctrl-C
     process = begin(command(text, parts, "--overwrite"))
